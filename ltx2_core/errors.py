@@ -1,0 +1,51 @@
+"""Errors that users read. Each names the setting, its value and what to do about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LTX2Error(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class SettingError(LTX2Error, ValueError):
+    """A setting has a value that cannot work.
+
+    Args:
+        setting: name of the setting as the user typed or sees it (``width``, ``--image``).
+        value: the offending value.
+        problem: what is wrong with it, as the rest of a sentence ("must be a multiple of 64").
+        fix: what to do instead, as a full sentence.
+    """
+
+    def __init__(self, setting: str, value: Any, problem: str, fix: str) -> None:
+        self.setting, self.value, self.problem, self.fix = setting, value, problem, fix
+        super().__init__(f"{setting} = {value!r}: {problem}. {fix}")
+
+
+class ConfigError(LTX2Error, ValueError):
+    """A model description in a file's metadata is missing a key, or holds one that is not supported."""
+
+    def __init__(self, key: str, value: Any, problem: str, fix: str) -> None:
+        self.key, self.value, self.problem, self.fix = key, value, problem, fix
+        super().__init__(f"config key {key} = {value!r}: {problem}. {fix}")
+
+
+class CheckpointError(LTX2Error):
+    """A file is missing, truncated, of another format or of another model."""
+
+    def __init__(self, setting: str, path: Any, problem: str, fix: str) -> None:
+        self.setting, self.path, self.problem, self.fix = setting, path, problem, fix
+        super().__init__(f"{setting} = {str(path)!r}: {problem}. {fix}")
+
+
+class OutputError(LTX2Error, OSError):
+    """Writing a result failed; nothing half-written is left behind."""
+
+    def __init__(self, setting: str, path: Any, problem: str, fix: str) -> None:
+        self.setting, self.path, self.problem, self.fix = setting, path, problem, fix
+        super().__init__(f"{setting} = {str(path)!r}: {problem}. {fix}")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
