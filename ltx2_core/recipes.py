@@ -1,0 +1,141 @@
+"""The official recipes as data (fact sheet 5 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from .errors import SettingError
+from .types import CrossTimestepRule, Guidance, StreamGuidance
+
+
+class AudioSource(str, Enum):
+    """Which stage's audio latent is decoded."""
+
+    STAGE_1 = "stage1"
+    STAGE_2 = "stage2"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One dated set of official numerical rules (fact sheet 0).
+
+    Attributes:
+        cross_timestep: what drives the audio-video cross attention's modulation.
+        bf16_video_positions: round video RoPE positions to bfloat16.
+        fp32_guidance: combine guidance passes in float32, not in the model's dtype.
+        blend_keeps_upscaled: partial image strength in stage 2 keeps part of the upscaled latent.
+        single_frame_keyframes: a one-frame keyframe spans one pixel frame, not eight.
+        fp32_vocoder: run the vocoder in float32, not in the model's dtype.
+        audio_source: stage whose audio the two-stage recipe decodes.
+        frozen_sigma_zero: a frozen stream reports noise level 0.
+        image_crf: H.264 quality of the conditioning image's round trip.
+    """
+
+    name: str
+    cross_timestep: CrossTimestepRule
+    bf16_video_positions: bool
+    fp32_guidance: bool
+    blend_keeps_upscaled: bool
+    single_frame_keyframes: bool
+    fp32_vocoder: bool
+    audio_source: AudioSource
+    frozen_sigma_zero: bool
+    image_crf: int = 33
+
+
+REVISIONS: Mapping[str, Revision] = {
+    r.name: r
+    for r in (
+        Revision("newest", CrossTimestepRule.SPLIT, False, True, True, True, True, AudioSource.STAGE_1, True),
+        Revision("1.0.0", CrossTimestepRule.OTHER, True, False, False, False, False, AudioSource.STAGE_2, False),
+        Revision("2026-01", CrossTimestepRule.OWN, True, False, False, False, False, AudioSource.STAGE_2, False),
+    )
+}
+
+STAGE_2_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
+DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
+OFFICIAL_SCHEDULE_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a run is sampled.
+
+    Attributes:
+        stages: 1 denoises at full size; 2 denoises at half size, upsamples and refines.
+        steps: intervals of the stage-1 schedule; ignored when ``sigmas`` is given.
+        sigmas: fixed stage-1 sigmas, ending in 0.
+        schedule_tokens: token count that shifts the schedule; None takes the stage's own video tokens.
+        sampler: "euler" or "res_2s", for both stages.
+        distilled_strength: strength of the distilled LoRA in stage 1 and in stage 2.
+        audio_source: None leaves it to the revision.
+    """
+
+    name: str
+    stages: int
+    steps: int
+    guidance: Guidance
+    sigmas: tuple[float, ...] | None = None
+    refine_sigmas: tuple[float, ...] = STAGE_2_SIGMAS
+    schedule_tokens: int | None = OFFICIAL_SCHEDULE_TOKENS
+    sampler: str = "euler"
+    distilled_strength: tuple[float, float] = (0.0, 1.0)
+    audio_source: AudioSource | None = None
+
+
+def _guidance(block: int, rescale: tuple[float, float] = (0.7, 0.7), stg: float = 1.0) -> Guidance:
+    blocks = (block,) if stg else ()
+    return Guidance(
+        video=StreamGuidance(cfg=3.0, stg=stg, modality=3.0, rescale=rescale[0], blocks=blocks),
+        audio=StreamGuidance(cfg=7.0, stg=stg, modality=3.0, rescale=rescale[1], blocks=blocks),
+    )
+
+
+# (steps, STG block) of the guided recipes, by generation of the checkpoint
+_GUIDED: Mapping[str, tuple[int, int]] = {"2.0": (40, 29), "2.3": (30, 28)}
+RECIPE_NAMES = ("two-stage", "hq", "distilled", "one-stage")
+# What the official pipelines default to, beyond the recipe
+DEFAULT_SIZE = (768, 512)  # width, height; the HQ recipe is made for 1920x1088
+DEFAULT_FRAMES = 121
+DEFAULT_FPS = 24.0
+DEFAULT_SEED = 10
+
+
+def official_recipe(name: str, generation: str, num_layers: int | None = None) -> Recipe:
+    """The official settings of a recipe for a checkpoint generation ("2.0" or "2.3").
+
+    ``num_layers`` moves the STG block into a model that has fewer blocks than the released ones, at the same
+    relative depth; released models are unaffected.
+    """
+    if name not in RECIPE_NAMES:
+        raise SettingError("recipe", name, "is not a known recipe", f"Choose one of: {', '.join(RECIPE_NAMES)}.")
+    if generation not in _GUIDED:
+        raise SettingError("generation", generation, "has no official recipe", "Choose 2.0 or 2.3.")
+    steps, block = _GUIDED[generation]
+    if num_layers is not None and block >= num_layers:
+        block = block * num_layers // 48
+    if name == "two-stage":
+        return Recipe(name, 2, steps, _guidance(block))
+    if name == "one-stage":
+        return Recipe(name, 1, steps, _guidance(block), distilled_strength=(0.0, 0.0), audio_source=AudioSource.STAGE_1)
+    if name == "distilled":
+        return Recipe(
+            name,
+            2,
+            len(DISTILLED_SIGMAS) - 1,
+            Guidance(),
+            sigmas=DISTILLED_SIGMAS,
+            distilled_strength=(0.0, 0.0),
+            audio_source=AudioSource.STAGE_2,
+        )
+    return Recipe(
+        name,
+        2,
+        15,
+        _guidance(block, rescale=(0.45, 1.0), stg=0.0),
+        schedule_tokens=None,
+        sampler="res_2s",
+        distilled_strength=(0.25, 0.5),
+    )

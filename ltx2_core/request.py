@@ -1,0 +1,58 @@
+"""What a user asks for, and what comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from .recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SEED, DEFAULT_SIZE, REVISIONS, AudioSource, Recipe, Revision
+from .types import AudioClip, ImageCondition, RunReport, VideoSize
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One clip to make. :func:`ltx2_core.stages.validate` checks it before any weight is read.
+
+    Attributes:
+        recipe: sampling settings, see :func:`ltx2_core.recipes.official_recipe`.
+        image_crf: H.264 quality of the round trip that conditioning images make (0 skips it); None: the revision's.
+        audio_source: None: the recipe's, else the revision's.
+    """
+
+    prompt: str
+    recipe: Recipe
+    negative_prompt: str = ""
+    width: int = DEFAULT_SIZE[0]
+    height: int = DEFAULT_SIZE[1]
+    frames: int = DEFAULT_FRAMES
+    fps: float = DEFAULT_FPS
+    seed: int = DEFAULT_SEED
+    images: tuple[ImageCondition, ...] = ()
+    image_crf: int | None = None
+    audio_source: AudioSource | None = None
+    revision: Revision = field(default_factory=lambda: REVISIONS["newest"])
+
+    @property
+    def size(self) -> VideoSize:
+        return VideoSize(self.frames, self.height, self.width)
+
+    @property
+    def effective_audio_source(self) -> AudioSource:
+        return self.audio_source or self.recipe.audio_source or self.revision.audio_source
+
+    @property
+    def effective_crf(self) -> int:
+        return self.revision.image_crf if self.image_crf is None else self.image_crf
+
+
+@dataclass
+class GenerationResult:
+    """What a run leaves besides the frames, which went to the sink while they were decoded.
+
+    ``latents`` holds the tensors of ``--save-latents`` under their contract names, on the CPU, when asked for.
+    """
+
+    audio: AudioClip
+    report: RunReport
+    latents: dict[str, Tensor]
