@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .types import Component, Phase
+from .types import AudioGeometry, Component, Phase, ScaleFactors
 
 
 class Residency(Protocol):
@@ -19,12 +20,84 @@ class Residency(Protocol):
         """The compute device."""
         ...
 
-    def use(self, component: Component, phase: Phase) -> AbstractContextManager[Any]:
-        """The component's module, ready on the compute device while the context is open."""
+    @property
+    def mode(self) -> str:
+        """Name of the placement mode in force."""
+        ...
+
+    @property
+    def mode_reason(self) -> str:
+        """Why that mode was chosen, in words."""
+        ...
+
+    def use(
+        self, component: Component, phase: Phase, adapters: Mapping[str, float] | None = None
+    ) -> AbstractContextManager[Any]:
+        """The component's module, ready on the compute device while the context is open.
+
+        ``adapters`` are the LoRA strengths that this use wants, by adapter name; None leaves them as they are.
+        """
         ...
 
     def prefetch(self, component: Component, phase: Phase) -> None:
         """A hint that ``use`` will follow; returns at once."""
+        ...
+
+    def measure(self, stage: str) -> AbstractContextManager[None]:
+        """Times what happens inside and notes its peak memory, as stage ``stage`` of the run."""
+        ...
+
+    def moved(self, h2d_bytes: int = 0, d2h_bytes: int = 0) -> None:
+        """Counts bytes that the current stage moved between host and device itself."""
+        ...
+
+    def take_records(self) -> list[Mapping[str, Any]]:
+        """The stages measured since the last call: name, ms, peak_bytes, h2d_bytes, d2h_bytes. Waits for the device."""
+        ...
+
+
+class Models(Protocol):
+    """What the stages must know of the loaded models; everything comes from the files."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def generation(self) -> str:
+        """ "2.0" or "2.3"."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the DiT."""
+        ...
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the video latent."""
+        ...
+
+    @property
+    def scale(self) -> ScaleFactors: ...
+
+    @property
+    def audio_geometry(self) -> AudioGeometry: ...
+
+    @property
+    def has_upsampler(self) -> bool: ...
+
+    @property
+    def has_distilled_lora(self) -> bool: ...
+
+    @property
+    def file_names(self) -> Mapping[str, str]:
+        """What was loaded, for the report: role to path."""
+        ...
+
+    def tokenizer(self) -> Any: ...
+
+    def adapter_strengths(self, phase: Phase, distilled_strength: tuple[float, float]) -> Mapping[str, float]:
+        """Strength of every LoRA adapter in a phase."""
         ...
 
 
