@@ -27,7 +27,7 @@ class FrameSink(Protocol):
         ...
 
     def frames(self, frames: Tensor) -> None:
-        """The next frames, uint8 (f, H, W, 3) RGB on the CPU. The sink may keep the tensor: do not write into it after."""
+        """The next frames, uint8 (f, H, W, 3) RGB on the CPU. The sink may keep the tensor: leave it unchanged."""
         ...
 
     def audio(self, clip: AudioClip) -> None:
@@ -41,3 +41,18 @@ class FrameSink(Protocol):
     def abort(self) -> None:
         """Drops everything; nothing of the clip is left behind."""
         ...
+
+
+class NullSink:
+    """Drops everything: for runs whose latents or timings are all that matters."""
+
+    def open(self, width: int, height: int, fps: float, audio_rate: int | None) -> None: ...
+
+    def frames(self, frames: Tensor) -> None: ...
+
+    def audio(self, clip: AudioClip) -> None: ...
+
+    def close(self) -> Path | None:
+        return None
+
+    def abort(self) -> None: ...

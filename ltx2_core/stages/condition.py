@@ -1,0 +1,67 @@
+"""Conditioning images to latent tokens at a stage's size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..media.image import condition_pixels, load_image
+from ..models.transformer.positions import keyframe_positions
+from ..protocols import Models, Residency
+from ..request import GenerationRequest
+from ..sampling.state import StreamState, video_tokens
+from ..types import Component, ImageCondition, Phase, VideoLatentShape, VideoSize
+from .plan import StagePlan, appends
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A conditioning image as tokens (1, H' * W', C)."""
+
+    tokens: Tensor
+    frame: int
+    strength: float
+
+
+def encode_images(
+    models: Models, residency: Residency, images: Sequence[ImageCondition], size: VideoSize, crf: int
+) -> list[EncodedImage]:
+    """Encodes every image at ``size``: CRF round trip, cover and centre crop, video encoder (fact sheet 4.6)."""
+    if not images:
+        return []
+    encoded = []
+    with residency.use(Component.VIDEO_ENCODER, Phase.CONDITION) as encoder:
+        for image in images:
+            pixels = image.image if isinstance(image.image, Tensor) else load_image(image.image)
+            pixels = condition_pixels(pixels, size.height, size.width, crf)
+            latent = encoder.encode(pixels.to(device=residency.device, dtype=models.dtype))
+            encoded.append(EncodedImage(video_tokens(latent), image.frame, image.strength))
+    return encoded
+
+
+def apply_images(
+    models: Models, request: GenerationRequest, plan: StagePlan, state: StreamState, images: Sequence[EncodedImage]
+) -> StreamState:
+    """The video stream's state with every image in it: the first frame replaced, later ones appended as keyframes."""
+    revision = request.revision
+    frame_tokens = plan.video.height * plan.video.width
+    grid = VideoLatentShape(1, plan.video.channels, 1, plan.video.height, plan.video.width)
+    overwrite = not revision.blend_keeps_upscaled
+    for image in images:
+        if appends(request, image.frame):
+            positions = keyframe_positions(
+                grid, image.frame, request.fps, models.scale, revision.single_frame_keyframes, state.latent.device
+            )
+            state = state.with_appended(image.tokens, image.strength, positions, overwrite)
+        else:
+            start = min(image.frame, plan.video.frames - 1) * frame_tokens
+            state = state.with_replaced(image.tokens, image.strength, start, overwrite)
+    return state
+
+
+def round_positions(state: StreamState) -> StreamState:
+    """Video positions rounded to bfloat16, as the revisions before May 2026 have them."""
+    return replace(state, positions=state.positions.to(torch.bfloat16))

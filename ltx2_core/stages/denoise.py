@@ -1,0 +1,73 @@
+"""A denoising stage: stage 1 from noise, stage 2 from the upsampled latent."""
+
+from __future__ import annotations
+
+import torch
+
+from ..models.transformer.positions import audio_positions, video_positions
+from ..protocols import Models, Progress, Residency
+from ..request import GenerationRequest
+from ..sampling.evaluate import GuidedModel
+from ..sampling.loop import euler_loop
+from ..sampling.noise import add_noise
+from ..sampling.state import StreamState, audio_tokens, from_tokens, video_tokens
+from ..types import Component, LatentPair, PromptContext
+from .condition import apply_images, encode_images, round_positions
+from .plan import StagePlan, plan_stages, stage_generator
+
+
+def denoise_stage(
+    models: Models,
+    residency: Residency,
+    request: GenerationRequest,
+    plan: StagePlan,
+    positive: PromptContext,
+    negative: PromptContext | None,
+    initial: LatentPair | None,
+    progress: Progress,
+) -> LatentPair:
+    """Runs one stage and returns both latents without conditioning tokens.
+
+    Args:
+        initial: latents to start from (stage 2), or None for noise alone.
+    """
+    stage, revision = plan.phase.value, request.revision
+    progress.start(stage, plan.steps)
+    with residency.measure(stage):
+        images = encode_images(models, residency, request.images, plan.size, request.effective_crf)
+        video, audio = _initial_states(models, residency.device, request, plan, initial)
+        video = apply_images(models, request, plan, video, images)
+        generator = stage_generator(plan_stages(models, request), plan.phase, request.seed, residency.device)
+        video = add_noise(video, generator, plan.noise_scale, revision)
+        audio = add_noise(audio, generator, plan.noise_scale, revision)
+        adapters = models.adapter_strengths(plan.phase, request.recipe.distilled_strength)
+        with residency.use(Component.TRANSFORMER, plan.phase, adapters) as transformer:
+            model = GuidedModel(
+                transformer,
+                positive,
+                negative,
+                plan.guidance,
+                transformer.stream_rope(video.positions, "video", models.dtype),
+                transformer.stream_rope(audio.positions, "audio", models.dtype),
+                revision.cross_timestep,
+                revision.fp32_guidance,
+                revision.frozen_sigma_zero,
+            )
+            video, audio = euler_loop(model, video, audio, plan.sigmas, lambda done: progress.step(stage, done))
+    progress.finish(stage)
+    return LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
+
+
+def _initial_states(
+    models: Models, device: torch.device, request: GenerationRequest, plan: StagePlan, initial: LatentPair | None
+) -> tuple[StreamState, StreamState]:
+    if initial is None:
+        video_start = torch.zeros(1, plan.video.token_count, plan.video.channels, device=device, dtype=models.dtype)
+        audio_start = torch.zeros(1, plan.audio.frames, plan.audio.token_channels, device=device, dtype=models.dtype)
+    else:
+        video_start = video_tokens(initial.video.to(device=device, dtype=models.dtype))
+        audio_start = audio_tokens(initial.audio.to(device=device, dtype=models.dtype))
+    video = StreamState.start(video_start, video_positions(plan.video, request.fps, models.scale, device))
+    if request.revision.bf16_video_positions:
+        video = round_positions(video)
+    return video, StreamState.start(audio_start, audio_positions(plan.audio, models.audio_geometry, device))

@@ -1,0 +1,47 @@
+"""Prompts to text embeddings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ..models.text.connector import TEXT_TOKENS
+from ..models.text.gemma import gemma_hidden_states
+from ..protocols import Models, Progress, Residency
+from ..types import Component, Phase, PromptContext
+
+logger = logging.getLogger("ltx2.prompt")
+
+
+def encode_prompts(
+    models: Models, residency: Residency, prompts: Sequence[str], progress: Progress
+) -> list[PromptContext]:
+    """Embeddings of each prompt, in order; equal prompts are encoded once.
+
+    A prompt longer than the limit is cut there, and a warning says so. Progress counts one step per distinct
+    prompt for the text encoder and one for the connectors.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    tokenizer = models.tokenizer()
+    progress.start("text", 2 * len(distinct))
+    states = []
+    with residency.measure("text"):
+        with residency.use(Component.TEXT_ENCODER, Phase.PROMPT) as encoder:
+            for prompt in distinct:
+                tokens = tokenizer.encode(prompt, max_tokens=TEXT_TOKENS)
+                if tokens.truncated_from is not None:
+                    logger.warning(
+                        "The prompt has %d tokens and is cut to the first %d: %.60r...",
+                        tokens.truncated_from,
+                        TEXT_TOKENS,
+                        prompt,
+                    )
+                states.append(gemma_hidden_states(encoder, tokens.tensor(residency.device)))
+                progress.step("text", len(states))
+        contexts: dict[str, PromptContext] = {}
+        with residency.use(Component.TEXT_CONNECTOR, Phase.PROMPT) as connector:
+            for prompt, hidden in zip(distinct, states, strict=True):
+                contexts[prompt] = connector(hidden)
+                progress.step("text", len(states) + len(contexts))
+    progress.finish("text")
+    return [contexts[prompt] for prompt in prompts]
