@@ -54,10 +54,8 @@ class StreamState:
         mask = torch.ones(*tokens.shape[:2], 1, dtype=torch.float32, device=tokens.device)
         return cls(tokens, tokens, mask, positions)
 
-    def with_first_tokens(
-        self, tokens: Tensor, strength: float, start: int = 0, overwrite: bool = False
-    ) -> StreamState:
-        """Conditions the tokens from ``start`` on: ``clean`` is set there and the mask is 1 - strength (fact sheet 4.3).
+    def with_replaced(self, tokens: Tensor, strength: float, start: int = 0, overwrite: bool = False) -> StreamState:
+        """Conditions the tokens from ``start`` on: ``clean`` is set there, the mask is 1 - strength (fact sheet 4.3).
 
         ``overwrite`` also replaces the latent, as revisions before the newest do.
         """
