@@ -1,0 +1,152 @@
+"""Holds the import directions of the design: an AST walk over the package, and imports in fresh processes."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = "ltx2_two_stage"
+CODE_FOLDERS = ("nodes", "terminal", "ltx2_core", "device_manager")
+
+# Layer -> layers it may import besides itself and CONTRACTS. A module belongs to the longest prefix that matches it.
+ALLOWED: dict[str, set[str]] = {
+    "ltx2_core": set(),
+    "ltx2_core.models": set(),
+    "ltx2_core.sampling": set(),
+    "ltx2_core.media": set(),
+    "ltx2_core.loading": {"ltx2_core.models"},
+    "ltx2_core.stages": {"ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
+    # The pipeline receives the opened model set, so it alone may name that type.
+    "ltx2_core.pipeline": {
+        "ltx2_core.stages",
+        "ltx2_core.sampling",
+        "ltx2_core.models",
+        "ltx2_core.media",
+        "ltx2_core.loading",
+    },
+    "device_manager": set(),
+    "terminal": set(),
+    "nodes": {"ltx2_core", "device_manager"},
+    "cli": {"ltx2_core", "device_manager", "terminal"},
+    "": {"nodes"},
+}
+CONTRACTS = {f"ltx2_core.{name}" for name in ("types", "protocols", "errors", "recipes", "request")}
+SEES_NO_CONTRACTS = {"device_manager", ""}
+HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
+HOST_FILE_ONLY = HOST_MODULES - {"comfy_api"}
+TEST_ONLY = {"diffusers", "kornia", "xformers", "torchvision", "einops", "scipy"}
+DEVICE_MANAGER_NEEDS = {"torch"} | set(sys.stdlib_module_names)
+
+
+def layer_of(module: str) -> str:
+    return max((p for p in ALLOWED if p == "" or module == p or module.startswith(p + ".")), key=len)
+
+
+def code_files() -> list[Path]:
+    nested = [path for folder in CODE_FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    return sorted([*ROOT.glob("*.py"), *nested])
+
+
+def imports_of(source: str, package: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Every imported name as (dotted name, is inside the package); relative names start at the package's root."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - (node.level - 1)] if node.level else []
+            parts = [*base, *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                folder = ROOT.joinpath(*parts)
+                is_module = (folder / f"{alias.name}.py").exists() or (folder / alias.name / "__init__.py").exists()
+                inside = node.level > 0
+                yield ".".join([*parts, alias.name] if inside and is_module else parts), inside
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", code_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_follow_the_arrows(path: Path) -> None:
+    layer = layer_of(module_name(path))
+    package = path.relative_to(ROOT).parent.parts
+    for name, inside in imports_of(path.read_text(encoding="utf-8"), package):
+        where = f"{path.relative_to(ROOT)} imports {name}"
+        top = name.split(".")[0]
+        if not inside:
+            assert top != PACKAGE, f"{where}: inside the package imports are relative, the checkout may have any name"
+            assert top not in TEST_ONLY, f"{where}: a test-only dependency"
+            assert top not in HOST_MODULES or layer == "nodes", f"{where}: ComfyUI is for nodes/ only"
+            assert top not in HOST_FILE_ONLY or path.name == "host.py", f"{where}: only nodes/host.py may"
+            assert layer != "device_manager" or top in DEVICE_MANAGER_NEEDS, f"{where}: torch and stdlib only"
+            continue
+        if name in CONTRACTS and layer not in SEES_NO_CONTRACTS:
+            continue
+        target = layer_of(name)
+        allowed = {layer} | ALLOWED[layer]
+        # nodes and cli are the composition roots: they may see every part of the engine.
+        if layer in {"nodes", "cli"}:
+            allowed |= {other for other in ALLOWED if other.startswith("ltx2_core")}
+        assert target in allowed, f"{where}: {layer or 'the root'} may not import {target}"
+
+
+def run_isolated(code: str) -> None:
+    """Runs code in a fresh interpreter that sees the package through a loader only, and no ComfyUI."""
+    prologue = (
+        "import importlib, importlib.util, pkgutil, sys\n"
+        f"spec = importlib.util.spec_from_file_location({PACKAGE!r}, {str(ROOT / '__init__.py')!r},"
+        f" submodule_search_locations=[{str(ROOT)!r}])\n"
+        f"root = importlib.util.module_from_spec(spec)\n"
+        f"sys.modules[{PACKAGE!r}] = root\n"
+        f"spec.loader.exec_module(root)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", prologue + code], capture_output=True, text=True, env=environment, cwd=ROOT.parent
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_engine_imports_without_comfyui_or_test_only_packages() -> None:
+    unwanted = sorted((HOST_MODULES | TEST_ONLY) - {"scipy", "einops"})  # these two may come in with transformers
+    run_isolated(
+        f"for area in ('ltx2_core', 'device_manager'):\n"
+        f"    base = importlib.import_module('{PACKAGE}.' + area)\n"
+        f"    for found in pkgutil.walk_packages(base.__path__, base.__name__ + '.'):\n"
+        f"        importlib.import_module(found.name)\n"
+        f"loaded = [name for name in {unwanted!r} if name in sys.modules]\n"
+        f"assert not loaded, loaded\n"
+    )
+
+
+def test_importing_the_root_package_loads_nothing_heavy() -> None:
+    run_isolated(
+        "heavy = [name for name in ('torch', 'numpy', 'transformers', 'av') if name in sys.modules]\n"
+        "assert not heavy, heavy\n"
+        "assert root.WEB_DIRECTORY == './web'\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from ..sampling import schedules", "ltx2_core.sampling"),
+        ("from ..types import Phase", "ltx2_core.types"),
+        ("from .. import types", "ltx2_core.types"),
+        ("from ... import nodes", "nodes"),
+        ("def f():\n    from ...device_manager import policy", "device_manager"),
+    ],
+)
+def test_the_walk_resolves_relative_imports(source: str, expected: str) -> None:
+    # Else a resolver that finds nothing would let every import pass.
+    (name, inside), *more = imports_of(source, ("ltx2_core", "models"))
+    assert inside and not more
+    assert name == expected or name.startswith(expected + ".")

@@ -1,0 +1,142 @@
+"""The root folder is the package: what pyproject.toml promises must hold for any folder name and any way of import."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # tomli comes with pytest on 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+NOT_SHIPPED = {"tests", "benchmarks", "docs", "build", "dist"}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def requirement_names(text: str) -> list[str]:
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return [re.split(r"[\s<>=!~;\[]", line)[0].lower().replace("_", "-") for line in lines if line]
+
+
+def test_listed_packages_equal_the_tree(project: dict) -> None:
+    folders = [
+        path.parent.relative_to(ROOT)
+        for path in ROOT.rglob("__init__.py")
+        if not any(part.startswith(".") or part in NOT_SHIPPED for part in path.relative_to(ROOT).parts)
+    ]
+    tree = sorted(".".join(["ltx2_two_stage", *folder.parts]) for folder in folders)
+    assert project["tool"]["setuptools"]["packages"] == tree
+    assert project["tool"]["setuptools"]["package-dir"] == {"ltx2_two_stage": "."}
+
+
+def test_every_code_folder_is_a_package() -> None:
+    for top in ("ltx2_core", "device_manager", "nodes", "terminal"):
+        for path in (ROOT / top).rglob("*.py"):
+            assert (path.parent / "__init__.py").exists(), f"{path.parent} has code but no __init__.py"
+
+
+def test_users_of_the_nodes_keep_their_torch() -> None:
+    names = requirement_names((ROOT / "requirements.txt").read_text(encoding="utf-8"))
+    assert names, "no requirement was read"
+    assert not {"torch", "torchvision", "torchaudio", "triton", "diffusers"} & set(names)
+    assert not any("==" in line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "constraints.txt", "pyproject.toml", "Makefile", ".ci/run"])
+def test_no_file_names_a_registry(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not re.search(r"index-url|find-links|https?://|git\+", text)
+
+
+def test_constraints_pin_each_direct_dependency_for_every_python(project: dict) -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    wanted = {*requirement_names((ROOT / "requirements.txt").read_text(encoding="utf-8")), "torch"}
+    wanted |= set(requirement_names("\n".join(project["project"]["optional-dependencies"]["dev"])))
+    for name in sorted(wanted):
+        markers = [line.partition(";")[2].strip() for line in pins if requirement_names(line) == [name]]
+        assert markers in ([""], ['python_version >= "3.11"', 'python_version < "3.11"']), (name, markers)
+
+
+def test_version_is_the_newest_of_the_changelog(project: dict) -> None:
+    versions = re.findall(r"^## \[(\S+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert versions[0] == project["project"]["version"]
+
+
+def test_registry_metadata(project: dict) -> None:
+    comfy = project["tool"]["comfy"]
+    assert comfy["DisplayName"] == "LTX-2 Two-Stage"
+    assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
+    assert re.fullmatch(r"[a-z][a-z0-9-]*", project["project"]["name"]) and "comfyui" not in project["project"]["name"]
+
+
+def test_console_script_points_at_the_command_line(project: dict) -> None:
+    module, function = project["project"]["scripts"]["ltx2"].split(":")
+    assert module == "ltx2_two_stage.cli"
+    assert re.search(rf"^def {function}\(", (ROOT / "cli.py").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+# What ComfyUI does with a folder of custom_nodes: the module's name is its path, dots replaced, and nothing but the
+# package's own location finds the submodules.
+COMFYUI_LOAD = """
+import asyncio, importlib, importlib.util, os, sys
+path = sys.argv[1]
+name = path.replace(".", "_x_")
+spec = importlib.util.spec_from_file_location(name, os.path.join(path, "__init__.py"))
+module = importlib.util.module_from_spec(spec)
+sys.modules[name] = module
+spec.loader.exec_module(module)
+assert asyncio.iscoroutinefunction(module.comfy_entrypoint)
+assert os.path.isdir(os.path.join(path, module.WEB_DIRECTORY)) or not os.path.isdir(os.path.join(path, "web"))
+recipes = importlib.import_module(name + ".ltx2_core.recipes")
+assert recipes.official_recipe("two-stage", "2.3").steps == 30
+assert importlib.import_module(name + ".device_manager").__file__.startswith(path)
+assert "nodes" not in sys.modules and "ltx2_core" not in sys.modules and "ltx2_two_stage" not in sys.modules
+"""
+
+
+def test_loads_as_comfyui_loads_it_from_a_folder_with_hyphens_and_dots(tmp_path: Path) -> None:
+    checkout = tmp_path / "custom_nodes" / "ComfyUI-LTX2-Two-Stage-0.1"
+    checkout.parent.mkdir()
+    checkout.symlink_to(ROOT, target_is_directory=True)
+    done = subprocess.run([sys.executable, "-I", "-c", COMFYUI_LOAD, str(checkout)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+EDITABLE_IMPORT = """
+import pathlib, sys
+import ltx2_two_stage, ltx2_two_stage.cli, ltx2_two_stage.ltx2_core.recipes
+assert pathlib.Path(ltx2_two_stage.__file__).resolve().parent == pathlib.Path(sys.argv[1])
+try:
+    import ltx2_core
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("the root leaked into sys.path: our nodes/ would shadow ComfyUI's")
+"""
+
+
+def test_editable_install_maps_the_package_name(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", "import ltx2_two_stage"], capture_output=True, text=True, cwd=tmp_path
+    )
+    if done.returncode:
+        pytest.skip("not installed in this environment: make venv installs it")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", EDITABLE_IMPORT, str(ROOT)], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    script = subprocess.run(
+        [sys.executable, "-m", "ltx2_two_stage.cli", "--version"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert script.returncode == 0 and script.stdout.startswith("ltx2 "), script.stderr
