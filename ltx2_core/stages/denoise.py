@@ -10,10 +10,13 @@ from ..request import GenerationRequest
 from ..sampling.evaluate import GuidedModel
 from ..sampling.loop import euler_loop
 from ..sampling.noise import add_noise
+from ..sampling.res_2s import res_2s_loop
 from ..sampling.state import StreamState, audio_tokens, from_tokens, video_tokens
 from ..types import Component, LatentPair, PromptContext
 from .condition import apply_images, encode_images, round_positions
 from .plan import StagePlan, plan_stages, stage_generator
+
+_LOOPS = {"euler": euler_loop, "res_2s": res_2s_loop}
 
 
 def denoise_stage(
@@ -53,7 +56,8 @@ def denoise_stage(
                 revision.fp32_guidance,
                 revision.frozen_sigma_zero,
             )
-            video, audio = euler_loop(model, video, audio, plan.sigmas, lambda done: progress.step(stage, done))
+            loop = _LOOPS[request.recipe.sampler]
+            video, audio = loop(model, video, audio, plan.sigmas, lambda done: progress.step(stage, done))
     progress.finish(stage)
     return LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
 
