@@ -67,7 +67,8 @@ def test_injected_noise_is_normalised_float64() -> None:
 
 
 def _blend(state: StreamState, x: torch.Tensor) -> torch.Tensor:
-    return x * state.mask.double() + state.clean.double() * (1 - state.mask.double())
+    # the clean part enters as a float32 product, as in the official code
+    return x * state.mask.double() + (state.clean.float() * (1 - state.mask)).double()
 
 
 def _oracle(evaluate, states, sigmas):  # type: ignore[no-untyped-def]
@@ -108,9 +109,7 @@ def _oracle(evaluate, states, sigmas):  # type: ignore[no-untyped-def]
 )
 def test_trajectory_equals_the_loop_written_out(sigmas: tuple[float, ...]) -> None:
     weight = [_randn(4, 4, seed=7) * 0.3, _randn(4, 4, seed=8) * 0.3]
-    # float32 numbers and a strength exact in binary: masks and clean values are float32 in the state
-    clean = _randn(1, 2, 4, seed=3).float().double()
-    video = StreamState.start(_randn(1, 6, 4).float().double(), _randn(1, 3, 6, 2)).with_replaced(clean, 0.75)
+    video = StreamState.start(_randn(1, 6, 4), _randn(1, 3, 6, 2)).with_replaced(_randn(1, 2, 4, seed=3), 0.7)
     audio = StreamState.start(_randn(1, 5, 4, seed=4), _randn(1, 1, 5, 2))
 
     def denoised(latents: list[torch.Tensor], sigma: float) -> list[torch.Tensor]:
