@@ -35,8 +35,7 @@ def encode_images(
     encoded = []
     with residency.use(Component.VIDEO_ENCODER, Phase.CONDITION) as encoder:
         for image in images:
-            pixels = image.image if isinstance(image.image, Tensor) else load_image(image.image)
-            pixels = condition_pixels(pixels, size.height, size.width, crf)
+            pixels = condition_pixels(load_image(image.image), size.height, size.width, crf)
             latent = encoder.encode(pixels.to(device=residency.device, dtype=models.dtype))
             encoded.append(EncodedImage(video_tokens(latent), image.frame, image.strength))
     return encoded

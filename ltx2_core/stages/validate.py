@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from ..errors import SettingError
-from ..media.image import check_image
+from ..media.image import load_image
 from ..protocols import Models
 from ..request import GenerationRequest
 from ..types import ImageCondition, StreamGuidance
@@ -83,8 +82,7 @@ def check_condition(image: ImageCondition, request: GenerationRequest) -> None:
     if not math.isfinite(image.strength) or not 0.0 <= image.strength <= 1.0:
         problem = "must be between 0 (ignored) and 1 (kept)"
         raise SettingError("image strength", image.strength, problem, "1 is the official value.")
-    if isinstance(image.image, Path):
-        check_image(image.image)
+    load_image(image.image)
 
 
 def _check_parts(models: Models, request: GenerationRequest) -> None:
