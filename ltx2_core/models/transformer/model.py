@@ -1,0 +1,194 @@
+"""The diffusion transformer of LTX-2 and LTX-2.3: noisy tokens of both streams in, velocities out (fact sheet 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...protocols import Attention
+from ...types import CrossTimestepRule, Perturbation, StreamInput, StreamRope
+from .adaln import AdaLayerNormSingle, modulate
+from .attention import sdpa
+from .block import Stream, TransformerBlock
+from .config import TransformerConfig
+from .perturbation import block_skips
+from .rope import rope_table
+
+
+class CaptionProjection(nn.Module):
+    """Linear, tanh-GELU, linear from the text embeddings' width to a stream's (2.0)."""
+
+    def __init__(self, caption_channels: int, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(caption_channels, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class InputLayers(NamedTuple):
+    """What prepares one stream for the blocks."""
+
+    patchify: nn.Linear
+    adaln: AdaLayerNormSingle
+    prompt_adaln: AdaLayerNormSingle | None
+    cross_adaln: AdaLayerNormSingle
+    cross_gate_adaln: AdaLayerNormSingle
+    caption_projection: CaptionProjection | None
+
+
+class LTXTransformer(nn.Module):
+    """Module paths equal the official checkpoint's keys without ``model.diffusion_model.``, connectors excluded.
+
+    Args:
+        attention: kernel of every attention, see :class:`Attention`.
+    """
+
+    def __init__(self, config: TransformerConfig, attention: Attention = sdpa) -> None:
+        super().__init__()
+        self.config = config
+        video, audio = config.video.width, config.audio.width
+        rows = 9 if config.prompt_modulation else 6
+
+        self.patchify_proj = nn.Linear(config.video.channels, video)
+        self.adaln_single = AdaLayerNormSingle(video, rows)
+        self.prompt_adaln_single = AdaLayerNormSingle(video, 2) if config.prompt_modulation else None
+        self.av_ca_video_scale_shift_adaln_single = AdaLayerNormSingle(video, 4)
+        self.av_ca_a2v_gate_adaln_single = AdaLayerNormSingle(video, 1)
+        self.scale_shift_table = nn.Parameter(torch.empty(2, video))
+        self.proj_out = nn.Linear(video, config.video.channels)
+
+        self.audio_patchify_proj = nn.Linear(config.audio.channels, audio)
+        self.audio_adaln_single = AdaLayerNormSingle(audio, rows)
+        self.audio_prompt_adaln_single = AdaLayerNormSingle(audio, 2) if config.prompt_modulation else None
+        self.av_ca_audio_scale_shift_adaln_single = AdaLayerNormSingle(audio, 4)
+        self.av_ca_v2a_gate_adaln_single = AdaLayerNormSingle(audio, 1)
+        self.audio_scale_shift_table = nn.Parameter(torch.empty(2, audio))
+        self.audio_proj_out = nn.Linear(audio, config.audio.channels)
+
+        captions = config.caption_channels
+        self.caption_projection = CaptionProjection(captions, video) if captions else None
+        self.audio_caption_projection = CaptionProjection(captions, audio) if captions else None
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(config, attention) for _ in range(config.num_layers))
+
+    @property
+    def video_layers(self) -> InputLayers:
+        return InputLayers(
+            self.patchify_proj,
+            self.adaln_single,
+            self.prompt_adaln_single,
+            self.av_ca_video_scale_shift_adaln_single,
+            self.av_ca_a2v_gate_adaln_single,
+            self.caption_projection,
+        )
+
+    @property
+    def audio_layers(self) -> InputLayers:
+        return InputLayers(
+            self.audio_patchify_proj,
+            self.audio_adaln_single,
+            self.audio_prompt_adaln_single,
+            self.av_ca_audio_scale_shift_adaln_single,
+            self.av_ca_v2a_gate_adaln_single,
+            self.audio_caption_projection,
+        )
+
+    def stream_rope(self, positions: Tensor, stream: Literal["video", "audio"], dtype: torch.dtype) -> StreamRope:
+        """Rotary tables of one stream; they depend on positions only, so one serves all steps of a stage.
+
+        Args:
+            positions: (B, axes, T, 2), see :mod:`.positions`; float32, or bfloat16 for the revisions that rounded them.
+            dtype: the model's.
+        """
+        config = self.config
+        own = config.video if stream == "video" else config.audio
+        settings = (config.rope_theta, config.rope_layout, config.rope_float64, dtype)
+        return StreamRope(
+            self_attention=rope_table(positions, own.width, own.heads, own.max_positions, *settings),
+            cross_attention=rope_table(
+                positions[:, :1], config.audio.width, config.audio.heads, config.cross_max_positions, *settings
+            ),
+        )
+
+    def forward(
+        self,
+        video: StreamInput | None,
+        audio: StreamInput | None,
+        perturbations: Sequence[Perturbation] | None = None,
+        cross_rule: CrossTimestepRule = CrossTimestepRule.SPLIT,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Velocities of both streams, (B, T, C) in the latents' dtype.
+
+        Args:
+            video, audio: None leaves a stream out; one that is not ``enabled`` returns no meaningful velocity. Noise
+                levels and rotary tables may have batch 1 where all items share them.
+            perturbations: None, or one for each batch item.
+            cross_rule: noise level behind the audio-video exchange; it matters when levels differ between tokens or
+                streams.
+
+        Raises:
+            ValueError: both streams are missing, or ``perturbations`` do not fit the batch or the number of blocks.
+        """
+        self._check(video, audio, perturbations)
+        v = None if video is None else self._prepare(video, audio, self.video_layers, cross_rule)
+        a = None if audio is None else self._prepare(audio, video, self.audio_layers, cross_rule)
+        for index, block in enumerate(self.transformer_blocks):
+            v, a = block(v, a, block_skips(perturbations, index))
+        return (
+            None if v is None else self._velocity(v, self.scale_shift_table, self.proj_out),
+            None if a is None else self._velocity(a, self.audio_scale_shift_table, self.audio_proj_out),
+        )
+
+    def _prepare(
+        self, stream: StreamInput, other: StreamInput | None, layers: InputLayers, rule: CrossTimestepRule
+    ) -> Stream:
+        """Embeds a stream's tokens, text and noise levels; nothing here depends on a block."""
+        dtype, scale = stream.latent.dtype, self.config.timestep_scale
+        own = stream.timesteps * scale
+        modulation, embedded = layers.adaln(own, dtype)
+        prompt_modulation = cross_modulation = cross_gate = None
+        if layers.prompt_adaln is not None:
+            prompt_modulation, _ = layers.prompt_adaln(stream.sigma[:, None] * scale, dtype)
+        if other is not None:
+            across = other.sigma[:, None] * scale
+            cross_modulation, _ = layers.cross_adaln(across if rule is CrossTimestepRule.OTHER else own, dtype)
+            gate_level = own if rule is CrossTimestepRule.OWN else across
+            gate_scale = self.config.cross_gate_timestep_scale / scale
+            cross_gate, _ = layers.cross_gate_adaln(gate_level * gate_scale, dtype)
+        projection = layers.caption_projection
+        return Stream(
+            x=layers.patchify(stream.latent),
+            context=stream.context if projection is None else projection(stream.context),
+            rope=stream.rope,
+            enabled=stream.enabled,
+            modulation=modulation,
+            embedded_timestep=embedded,
+            prompt_modulation=prompt_modulation,
+            cross_modulation=cross_modulation,
+            cross_gate=cross_gate,
+        )
+
+    def _velocity(self, stream: Stream, table: Tensor, projection: nn.Linear) -> Tensor:
+        """The output head; it takes the embedded timestep itself, and the one norm that subtracts the mean."""
+        shift, scale = (table + stream.embedded_timestep[:, :, None]).unbind(2)
+        normed = F.layer_norm(stream.x, stream.x.shape[-1:], eps=self.config.norm_eps)
+        return projection(modulate(normed, shift, scale))  # type: ignore[no-any-return]
+
+    def _check(
+        self, video: StreamInput | None, audio: StreamInput | None, perturbations: Sequence[Perturbation] | None
+    ) -> None:
+        stream = video if video is not None else audio
+        if stream is None:
+            raise ValueError("the transformer needs a video stream, an audio stream or both")
+        if perturbations is None:
+            return
+        if len(perturbations) != stream.latent.shape[0]:
+            raise ValueError(f"{len(perturbations)} perturbations for {stream.latent.shape[0]} batch items")
+        blocks = frozenset().union(*(p.video_stg_blocks | p.audio_stg_blocks for p in perturbations))
+        if blocks and not 0 <= min(blocks) <= max(blocks) < self.config.num_layers:
+            raise ValueError(f"STG blocks {sorted(blocks)}: this model has blocks 0 to {self.config.num_layers - 1}")
