@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..models.audio_vae.mel import mel_filterbank
+from ..models.vocoder.activation import CUTOFF, HALF_WIDTH, kaiser_sinc_taps
+
 LINEAR_GAIN = 0.8  # of 1 / sqrt(fan_in): residual streams stay O(1) over 48 blocks
 TABLE_STD = 0.3  # biases and modulation tables; zeros would hide index mistakes
 NORM_STD = 0.2  # norm weights around 1, statistics around (0, 1)
-BWE_SAMPLE_RATE = 16000.0  # Hz, input of the bandwidth extension
+BWE_SAMPLE_RATE = 16000  # Hz, input of the bandwidth extension
 
 
 def fill_random_(module: nn.Module, generator: torch.Generator, device: torch.device | str | None = None) -> nn.Module:
@@ -71,19 +74,7 @@ def _fan_in(owner: nn.Module, weight: Tensor) -> float:
     return weight.shape[1] * taps
 
 
-def kaiser_sinc_filter(taps: int = 12, cutoff: float = 0.25, half_width: float = 0.3) -> Tensor:
-    """The low-pass of the 2x resamplers in the 2.3 vocoder, (taps,) float32 with unit sum (fact sheet 7.4)."""
-    attenuation = 2.285 * (taps // 2 - 1) * math.pi * 4 * half_width + 7.95  # Kaiser's design formula, in dB
-    beta = 0.1102 * (attenuation - 8.7) if attenuation > 50 else 0.5842 * (attenuation - 21) ** 0.4
-    if attenuation <= 50:
-        beta += 0.07886 * (attenuation - 21)
-    window = torch.kaiser_window(taps, periodic=False, beta=beta, dtype=torch.float64)
-    time = torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2
-    response = 2 * cutoff * torch.sinc(2 * cutoff * time) * window
-    return (response / response.sum()).float()
-
-
-def fourier_basis(shape: tuple[int, ...]) -> Tensor:
+def _fourier_basis(shape: tuple[int, ...]) -> Tensor:
     """Hann-windowed DFT as a convolution kernel, (2 * bins, 1, n): first the real rows, then the imaginary ones."""
     bins, length = shape[0] // 2, shape[-1]
     window = torch.hann_window(length, dtype=torch.float64)
@@ -91,22 +82,13 @@ def fourier_basis(shape: tuple[int, ...]) -> Tensor:
     return torch.cat([angle.cos() * window, angle.sin() * window]).reshape(shape).float()
 
 
-def mel_basis(shape: tuple[int, ...], rate: float = BWE_SAMPLE_RATE) -> Tensor:
-    """Triangular filters of unit area on the mel scale, (mels, bins); every filter is positive somewhere."""
+def _mel_basis(shape: tuple[int, ...]) -> Tensor:
     mels, bins = shape
-    hertz = torch.linspace(0, rate / 2, bins, dtype=torch.float64)
-    top = 2595 * math.log10(1 + rate / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(0, top, mels + 2, dtype=torch.float64) / 2595) - 1)
-    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    triangle = torch.minimum((hertz - left) / (centre - left), (right - hertz) / (right - centre)).clamp_min(0)
-    spacing = rate / 2 / (bins - 1)
-    # Low filters are narrower than the grid of frequencies and may fall between two of its points.
-    nearest = (1 - (hertz - centre).abs() / spacing).clamp_min(0)
-    return (torch.where(triangle.sum(1, keepdim=True) > 0, triangle, nearest) * 2 / (right - left)).float()
+    return mel_filterbank(BWE_SAMPLE_RATE, 2 * (bins - 1), mels, 0.0, BWE_SAMPLE_RATE / 2)
 
 
-def _filter(shape: tuple[int, ...]) -> Tensor:
-    return kaiser_sinc_filter(shape[-1]).expand(shape)
+def _low_pass(shape: tuple[int, ...]) -> Tensor:
+    return torch.tensor(kaiser_sinc_taps(shape[-1], CUTOFF, HALF_WIDTH)).expand(shape)
 
 
 def _binomial_blur(shape: tuple[int, ...]) -> Tensor:
@@ -117,9 +99,9 @@ def _binomial_blur(shape: tuple[int, ...]) -> Tensor:
 
 
 _CONSTANTS: Mapping[str, Callable[[tuple[int, ...]], Tensor]] = {
-    "filter": _filter,
+    "filter": _low_pass,
     "kernel": _binomial_blur,
-    "forward_basis": fourier_basis,
-    "inverse_basis": fourier_basis,  # stored by official files, read by nobody
-    "mel_basis": mel_basis,
+    "forward_basis": _fourier_basis,
+    "inverse_basis": _fourier_basis,  # stored by official files, read by nobody
+    "mel_basis": _mel_basis,
 }
