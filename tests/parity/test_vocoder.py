@@ -12,7 +12,7 @@ from ltx2_two_stage.ltx2_core.models.vocoder.config import BlockKind, FinalActiv
 from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
-from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE  # noqa: E402
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 
 # Fact sheet 11.6. Waveforms are of order one; sums run in another order through up to a hundred convolutions.
 TOLERANCE = 1e-5

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 TAPS = 12
 CUTOFF = 0.25  # half the band at twice the rate
-HALF_WIDTH = 0.3  # of the transition, in units where the sampling rate is 1
+HALF_WIDTH = 0.3  # of the transition band, as a share of the sampling rate
 SNAKE_EPS = 1e-9
 
 
@@ -91,7 +91,11 @@ class SnakeBeta(nn.Module):
 
 
 class AntiAliasedSnake(nn.Module):
-    """SnakeBeta at twice the rate, (B, C, T) in and out."""
+    """SnakeBeta at twice the rate, (B, C, T) in and out.
+
+    Depthwise convolutions are the fastest form that was tried: keeping the two phases of the doubled signal apart, so
+    that it is never interleaved, took 4 to 12% longer over the whole 2.3 vocoder (one H200, 5 s of sound, float32).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

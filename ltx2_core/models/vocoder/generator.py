@@ -47,7 +47,10 @@ class AMPBlock(nn.Module):
 class Generator(nn.Module):
     """A stack of transposed convolutions, each followed by the mean of parallel residual blocks (fact sheet 7.3, 7.4).
 
-    State-dict keys are those of a 2.0 checkpoint after ``vocoder.``.
+    State-dict keys are those of a 2.0 checkpoint after ``vocoder.``. Float32 is the precision to run it in: over the
+    full 2.3 vocoder with random weights, bfloat16 is off by 4% (relative L2) and saves nothing that a user notices;
+    float32 convolutions in TF32, the default on CUDA, are off by 0.2%, exact ones by 4e-6 (66 and 97 ms for 5 s of
+    sound on one H200).
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
