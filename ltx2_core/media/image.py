@@ -85,6 +85,8 @@ def h264_round_trip(image: Tensor, crf: int) -> Tensor:
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # One slice per thread by default: the pixels would depend on the machine's core count (by up to 25 of 255).
+        stream.codec_context.thread_count = 1
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width].numpy()), format="rgb24")
         container.mux(stream.encode(frame.reformat(format="yuv420p")))
         container.mux(stream.encode(None))

@@ -133,6 +133,7 @@ class _Encoder:
         )
         self._video.width, self._video.height, self._video.pix_fmt = *size, "yuv420p"
         context = self._video.codec_context
+        context.thread_type = "FRAME"  # PyAV's default cuts every picture into one slice per core
         context.color_range, context.colorspace = ColorRange.MPEG, _BT709
         context.color_primaries = context.color_trc = _BT709
         self._audio: AudioStream | None = None

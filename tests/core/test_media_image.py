@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,22 @@ def test_round_trip_loses_a_little_and_cuts_odd_edges() -> None:
     assert torch.equal(coded, h264_round_trip(image, 33))
     finer = (h264_round_trip(image, 10).float() - image[:64, :96].float()).abs()
     assert finer.mean() < error.mean()
+
+
+def test_round_trip_does_not_depend_on_the_number_of_cores() -> None:
+    """Every slice starts its prediction anew, so that a picture cut into one slice per core would differ."""
+    image = (torch.rand(256, 128, 3, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        options = {"crf": "33", "preset": "veryfast", "threads": "1"}
+        stream = container.add_stream("libx264", rate=1, options=options)
+        stream.width, stream.height, stream.pix_fmt = 128, 256, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(image.numpy(), format="rgb24")))
+        container.mux(stream.encode(None))
+    buffer.seek(0)
+    with av.open(buffer) as container:
+        single = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert torch.equal(h264_round_trip(image, 33), torch.from_numpy(single))
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1)])
