@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -51,7 +51,7 @@ class Residency(Protocol):
         """Counts bytes that the current stage moved between host and device itself."""
         ...
 
-    def take_records(self) -> list[Mapping[str, Any]]:
+    def take_records(self) -> Sequence[Mapping[str, Any]]:
         """The stages measured since the last call: name, ms, peak_bytes, h2d_bytes, d2h_bytes. Waits for the device."""
         ...
 
