@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -81,14 +82,14 @@ class ConfigReader:
             raise self.error(key, f"is not supported (supported: {', '.join(known)})")
         return value
 
-    def ints(self, key: str, default: Any = _REQUIRED) -> tuple[int, ...]:
+    def ints(self, key: builtins.str, default: Any = _REQUIRED) -> tuple[builtins.int, ...]:
         value = self.raw(key, default)
         ok = isinstance(value, Sequence) and not isinstance(value, str)
         if not ok or any(isinstance(v, bool) or not isinstance(v, (int, float)) or int(v) != v for v in value):
             raise self.error(key, "must be a list of whole numbers")
         return tuple(int(v) for v in value)
 
-    def require(self, key: str, expected: Any, default: Any = _REQUIRED) -> None:
+    def require(self, key: builtins.str, expected: Any, default: Any = _REQUIRED) -> None:
         """Raises unless the value equals the only one that is supported."""
         if self.raw(key, default) != expected:
             raise self.error(key, f"is not supported (supported: {expected!r})")
