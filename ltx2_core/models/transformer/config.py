@@ -155,6 +155,8 @@ def _stream(reader: ConfigReader, prefix: str, axes: int, channels: int) -> Stre
         head_dim=reader.int(f"{prefix}attention_head_dim", minimum=2),
         max_positions=reader.ints(f"{prefix}positional_embedding_max_pos"),
     )
+    if stream.heads != reader.int("num_attention_heads"):
+        raise reader.error(f"{prefix}num_attention_heads", "must equal num_attention_heads")
     if stream.head_dim % 2:
         raise reader.error(f"{prefix}attention_head_dim", "must be even, rotary embeddings turn pairs")
     if stream.width < 2 * axes:
@@ -165,8 +167,6 @@ def _stream(reader: ConfigReader, prefix: str, axes: int, channels: int) -> Stre
         raise reader.error(f"{prefix}out_channels", f"must equal the stream's input channels, {channels}")
     if reader.int(f"{prefix}cross_attention_dim") != stream.width:
         raise reader.error(f"{prefix}cross_attention_dim", f"must equal heads x head width, {stream.width}")
-    if stream.heads != reader.int("num_attention_heads"):
-        raise reader.error(f"{prefix}num_attention_heads", "must equal num_attention_heads")
     return stream
 
 
