@@ -154,7 +154,11 @@ class _Encoder:
     def audio(self, clip: AudioClip) -> None:
         assert self._audio is not None
         self._heard = True
-        samples = clip.waveform[0].expand(2, -1).float().clamp(-1.0, 1.0).numpy()
+        waveform = clip.waveform[0].float()
+        if not bool(waveform.isfinite().all()):
+            log.warning("the sound holds values that are not finite; they are written as silence")
+            waveform = waveform.where(waveform.isfinite(), 0.0)  # AAC would refuse the whole track
+        samples = waveform.expand(2, -1).clamp(-1.0, 1.0).numpy()
         for start in range(0, samples.shape[1], _AUDIO_SLICE):
             piece = np.ascontiguousarray(samples[:, start : start + _AUDIO_SLICE])
             frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="stereo")
@@ -325,10 +329,15 @@ class Mp4Writer:
                     self._failure = error
 
     def _stop(self) -> None:
-        if self._worker is not None:
-            self._jobs.put(None)
-            self._worker.join()
-            self._worker = None
+        if self._worker is None:
+            return
+        # A second Ctrl-C can end an earlier _stop half-way: never wait for room that a finished thread will not make.
+        while self._worker.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._jobs.put(None, timeout=0.1)
+                break
+        self._worker.join()
+        self._worker = None
 
     @contextlib.contextmanager
     def _all_or_nothing(self) -> Iterator[None]:

@@ -132,6 +132,18 @@ def test_mono_sound_is_played_on_both_sides(tmp_path: Path) -> None:
     assert np.abs(sound[0] - sound[1]).max() < 0.01  # AAC codes the channels jointly, hence not bit-equal
 
 
+def test_sound_that_is_not_finite_becomes_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    waveform = tone().waveform.clone()
+    waveform[..., 100] = float("nan")
+    waveform[..., 200] = float("inf")
+    writer = Mp4Writer(tmp_path / "nan.mp4")
+    writer.open(WIDTH, HEIGHT, 24, RATE)
+    writer.frames(clip(3))
+    writer.audio(AudioClip(waveform, RATE))
+    assert writer.close().is_file()
+    assert "not finite" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("fps", "expected"),
     [
