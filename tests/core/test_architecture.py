@@ -23,16 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "ltx2_core.media": set(),
     "ltx2_core.loading": {"ltx2_core.models"},
     "ltx2_core.stages": {"ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
-    # The pipeline receives the opened model set, so it alone may name that type.
-    "ltx2_core.pipeline": {
-        "ltx2_core.stages",
-        "ltx2_core.sampling",
-        "ltx2_core.models",
-        "ltx2_core.media",
-        "ltx2_core.loading",
-    },
+    "ltx2_core.pipeline": {"ltx2_core.stages", "ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "device_manager": set(),
-    "terminal": set(),
+    "terminal": {"ltx2_core.media"},
     "nodes": {"ltx2_core", "device_manager"},
     "cli": {"ltx2_core", "device_manager", "terminal"},
     "": {"nodes"},
