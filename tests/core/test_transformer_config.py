@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any, Literal
 
 import pytest
@@ -89,6 +90,7 @@ UNSUPPORTED: tuple[tuple[str, Any], ...] = (
 )
 
 
+@cache
 def meta_model(variant: Variant) -> LTXTransformer:
     with torch.device("meta"):
         return LTXTransformer(TransformerConfig.from_metadata(full_size_config(variant)))

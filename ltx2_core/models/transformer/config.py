@@ -124,7 +124,7 @@ class TransformerConfig:
         gated, prompt_modulation, projected_before = _features(reader)
         return cls(
             video=_stream(reader, "", 3, reader.int("in_channels")),
-            audio=_stream(reader, "audio_", 1, reader.int("audio_in_channels", reader.raw("audio_out_channels"))),
+            audio=_stream(reader, "audio_", 1, reader.int("audio_in_channels", reader.int("audio_out_channels"))),
             num_layers=reader.int("num_layers"),
             norm_eps=_positive(reader, "norm_eps"),
             timestep_scale=_positive(reader, "timestep_scale_multiplier"),
