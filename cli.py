@@ -1,0 +1,252 @@
+"""``ltx2``: the command line. Brings arguments, engine and residency together, as the nodes do inside ComfyUI."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .ltx2_core.errors import LTX2Error, SettingError
+from .terminal.arguments import build_parser
+from .terminal.progress import TerminalProgress, messages
+
+if TYPE_CHECKING:
+    import torch
+
+    from .ltx2_core.loading.model_set import ModelFiles
+    from .ltx2_core.loading.synthetic import Variant
+    from .ltx2_core.protocols import Models
+    from .ltx2_core.recipes import Recipe
+    from .ltx2_core.request import GenerationRequest
+
+# What a command needs is imported inside it: help and usage errors do not wait for transformers and the video library.
+
+log = logging.getLogger("ltx2.cli")
+
+BAD_INPUT, INTERRUPTED = 2, 130
+DEMO_FOLDER = Path("output")
+DEMO_CLIP = ("--width", "256", "--height", "256", "--frames", "33", "--steps", "6", "--prompt", "waves at a beach")
+DEMO_NOTE = (
+    "The demo's models are tiny and their weights are random: it shows the whole path from model files to a clip\n"
+    "with picture and sound, not what LTX-2 can do."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        The exit status: 0, 2 for input that cannot work, 130 after Ctrl-C.
+    """
+    verbose = False
+    try:
+        arguments = build_parser().parse_args(argv)
+        verbose = arguments.verbose
+        with messages(verbose, arguments.quiet):
+            COMMANDS[arguments.command](arguments)
+    except LTX2Error as error:
+        if verbose:
+            sys.excepthook(type(error), error, error.__traceback__)
+        sys.stderr.write(f"ltx2: error: {error}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write("\nltx2: interrupted\n")
+        return INTERRUPTED
+    return 0
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Makes one clip. Files and settings are checked in the order in which that costs least."""
+    from .device_manager.one_device import OneDeviceResidency
+    from .ltx2_core.loading.lora import set_adapters
+    from .ltx2_core.loading.model_set import ModelSet
+    from .ltx2_core.media.mp4 import Mp4Writer, container_metadata
+    from .ltx2_core.pipeline import Pipeline
+    from .ltx2_core.types import DTYPES
+    from .terminal.results import check_targets, write_latents, write_report
+    from .terminal.summary import summary
+
+    reason = _mode_reason(arguments.device_mode)
+    device = _device(arguments.device)
+    dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
+    targets = {"output": arguments.output, "report": arguments.report, "save-latents": arguments.save_latents}
+    check_targets(targets, _read_files(arguments))
+
+    models = ModelSet.open(_model_files(arguments), dtype)
+    request = _request(arguments, models)
+    pipeline = Pipeline(models, OneDeviceResidency(models.build, device, set_adapters, reason))
+    pipeline.validate(request)
+
+    progress = TerminalProgress(quiet=arguments.quiet)
+    with Mp4Writer(arguments.output, container_metadata(_settings(arguments))) as writer:
+        try:
+            result = pipeline.run(request, progress, writer, keep_latents=arguments.save_latents is not None)
+        finally:
+            progress.close()
+    if arguments.report is not None:
+        write_report(arguments.report, result.report)
+    if arguments.save_latents is not None:
+        write_latents(arguments.save_latents, result.latents)
+    sys.stdout.write(summary(arguments.output, request, result.audio, result.report) + "\n")
+
+
+def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest:
+    from .ltx2_core.recipes import REVISIONS, AudioSource, official_recipe
+    from .ltx2_core.request import GenerationRequest
+
+    recipe = official_recipe(arguments.recipe, models.generation, models.num_layers)
+    return GenerationRequest(
+        prompt=arguments.prompt,
+        recipe=_overridden(recipe, arguments),
+        negative_prompt=arguments.negative_prompt,
+        width=arguments.width,
+        height=arguments.height,
+        frames=arguments.frames,
+        fps=arguments.fps,
+        seed=arguments.seed,
+        images=tuple(arguments.image),
+        image_crf=arguments.image_crf,
+        audio_source=arguments.audio_source and AudioSource(arguments.audio_source),
+        revision=REVISIONS[arguments.revision],
+    )
+
+
+def _overridden(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """The official recipe with the user's own numbers; a number that the recipe would ignore is refused."""
+    from .ltx2_core.types import Guidance
+    from .terminal.values import overridden
+
+    changes: dict[str, Any] = {}
+    if arguments.steps is not None:
+        if recipe.sigmas is not None:
+            problem = f"the {recipe.name} recipe has {recipe.steps} fixed steps"
+            raise SettingError("steps", arguments.steps, problem, "Leave it out, or choose another recipe.")
+        changes["steps"] = arguments.steps
+    if arguments.audio_source == "stage2" and recipe.stages == 1:
+        problem = f"the {recipe.name} recipe has no stage 2"
+        raise SettingError("audio-source", "stage2", problem, "Leave it out, or choose another recipe.")
+    if arguments.distilled_strength is not None:
+        changes["distilled_strength"] = arguments.distilled_strength
+    changes["guidance"] = Guidance(
+        video=overridden(recipe.guidance.video, arguments.video_guidance),
+        audio=overridden(recipe.guidance.audio, arguments.audio_guidance),
+    )
+    return dataclasses.replace(recipe, **changes)
+
+
+def _mode_reason(device_mode: str) -> str:
+    if device_mode != "auto":
+        fix = "Use auto: every model is loaded onto the one device and stays there."
+        raise SettingError("device-mode", device_mode, "needs the device manager, which is not built yet", fix)
+    return "auto: the only mode so far keeps every model on the one device"
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        fix = "Use cpu, or install a torch build for this machine's GPU and driver."
+        raise SettingError("device", name, "torch finds no CUDA device", fix)
+    return torch.device(name or ("cuda" if available else "cpu"))
+
+
+def _model_files(arguments: argparse.Namespace) -> ModelFiles:
+    from .ltx2_core.loading.model_set import LoRASource, ModelFiles
+
+    return ModelFiles(
+        checkpoint=arguments.checkpoint,
+        gemma=arguments.gemma,
+        upsampler=arguments.upsampler,
+        distilled_lora=arguments.distilled_lora,
+        loras=tuple(LoRASource(lora.path, lora.strength, lora.stage) for lora in arguments.lora),
+        video_vae=arguments.video_vae,
+        audio_vae=arguments.audio_vae,
+        text_projection=arguments.text_projection,
+    )
+
+
+def _read_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
+    """Setting and file of everything that the run reads."""
+    single = ("checkpoint", "gemma", "upsampler", "distilled_lora", "video_vae", "audio_vae", "text_projection")
+    named = [(name.replace("_", "-"), getattr(arguments, name)) for name in single]
+    named += [("lora", lora.path) for lora in arguments.lora] + [("image", image.image) for image in arguments.image]
+    return [(setting, path) for setting, path in named if path is not None]
+
+
+def _settings(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    """What made the clip, for the container: every setting but where results went, files without their folders."""
+    left_out = {"command", "output", "report", "save_latents", "quiet", "verbose"}
+    return {
+        name: _plain(value) for name, value in vars(arguments).items() if name not in left_out and value is not None
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return value.name
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def make_tiny(arguments: argparse.Namespace) -> None:
+    """Writes the tiny files and shows the command that uses them."""
+    from .terminal.results import check_folder
+
+    check_folder("directory", arguments.directory)
+    options = _tiny_options(arguments.directory, arguments.variant)
+    sys.stdout.write(f"ltx2 generate {shlex.join(options)} --prompt TEXT --output clip.mp4\n")
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """``generate`` with tiny files and few steps, as anybody could type it."""
+    from .terminal.results import check_folder
+
+    check_folder("folder", DEMO_FOLDER)
+    options = _tiny_options(DEMO_FOLDER / "tiny", "2.3")
+    options += ["--output", str(DEMO_FOLDER / "demo.mp4"), "--report", str(DEMO_FOLDER / "demo.json"), *DEMO_CLIP]
+    options += ["--quiet"] * arguments.quiet + ["--verbose"] * arguments.verbose
+    if not arguments.quiet:
+        sys.stderr.write(f"{DEMO_NOTE}\n\nltx2 generate {shlex.join(options)}\n\n")
+    generate(build_parser().parse_args(["generate", *options]))
+
+
+def _tiny_options(folder: Path, variant: Variant) -> list[str]:
+    """Writes tiny files; returns the options of ``generate`` that name them."""
+    from .ltx2_core.loading.synthetic import write_tiny
+
+    files = write_tiny(folder, variant)
+    named = {"checkpoint": files.checkpoint, "gemma": files.gemma, "upsampler": files.upsampler}
+    named["distilled-lora"] = files.distilled_lora
+    return [word for name, path in named.items() for word in (f"--{name}", str(path))]
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Prints what a file holds."""
+    from .ltx2_core.loading.inspect import inspect_file
+
+    found = inspect_file(arguments.file)
+    sys.stdout.write((json.dumps(found.to_json(), indent=2) if arguments.json else found.to_text()) + "\n")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "generate": generate,
+    "make-tiny": make_tiny,
+    "demo": demo,
+    "inspect": inspect,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

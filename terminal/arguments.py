@@ -1,0 +1,168 @@
+"""The arguments of ``ltx2``, one function per subcommand. They are read here; the engine checks what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.recipes import (
+    DEFAULT_FPS,
+    DEFAULT_FRAMES,
+    DEFAULT_SEED,
+    DEFAULT_SIZE,
+    RECIPE_NAMES,
+    REVISIONS,
+    AudioSource,
+)
+from ..ltx2_core.types import DTYPES
+from . import values
+
+DEVICE_MODES = ("auto", "resident", "snapshot", "snapshot-low", "original")
+
+
+class UsageError(LTX2Error):
+    """The command line itself is wrong: an unknown option, a missing one, or a value outside its choices."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ltx2", description="Video with sound from LTX-2 and LTX-2.3.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"ltx2 {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = functools.partial(commands.add_parser, allow_abbrev=False)
+    _generate(
+        add("generate", help="make a clip from a prompt, and images if given", usage=_USAGE, description=_GENERATE)
+    )
+    _make_tiny(add("make-tiny", help="write small model files with random weights", description=_MAKE_TINY))
+    _demo(add("demo", help="make-tiny, then a clip from it, into output/", description=_DEMO))
+    _inspect(add("inspect", help="show what a model file holds", description=_INSPECT))
+    return parser
+
+
+# Written out: argparse cannot wrap a usage whose placeholders hold brackets.
+_USAGE = "ltx2 generate --checkpoint F --gemma DIR --prompt T --output F.mp4 [OPTION]..."
+_GENERATE = "Makes an MP4 with picture and sound. Everything is checked before any weight is read."
+_MAKE_TINY = "Writes files in the official format, a few MB in all, with random weights: for trying and testing."
+_DEMO = "Writes tiny model files with random weights and makes a clip from them: the whole path without any download."
+_INSPECT = "Shows kind, version, config, dtype and bytes of a safetensors file. Never reads weights."
+
+
+def _generate(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("model files")
+    files.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="F", help="official file, or a folder: the newest set is used"
+    )
+    files.add_argument("--gemma", type=Path, metavar="DIR", help="Gemma 3 12B: Hugging Face folder, or one file")
+    files.add_argument("--upsampler", type=Path, metavar="F", help="latent upsampler, for recipes of two stages")
+    files.add_argument("--distilled-lora", type=Path, metavar="F", help="distilled LoRA, for two-stage and hq")
+    files.add_argument(
+        "--lora", **_packed(values.lora), metavar=values.LORA_FORM, help="another LoRA; STAGE is 1, 2 or both"
+    )
+    files.add_argument("--video-vae", type=Path, metavar="F", help="where the checkpoint has no video VAE")
+    files.add_argument("--audio-vae", type=Path, metavar="F", help="where the checkpoint has no audio VAE and vocoder")
+    files.add_argument("--text-projection", type=Path, metavar="F", help="where the checkpoint has no text projection")
+
+    clip = parser.add_argument_group("clip")
+    clip.add_argument("--prompt", required=True, metavar="T")
+    clip.add_argument("--negative-prompt", default="", metavar="T")
+    clip.add_argument(
+        "--image", **_packed(values.image_condition), metavar=values.IMAGE_FORM, help="image that a frame must show"
+    )
+    clip.add_argument("--image-crf", type=_whole, metavar="N", help="H.264 round trip of images; 0 skips it")
+    clip.add_argument("--width", type=_whole, default=DEFAULT_SIZE[0], metavar="W", help=_SHOW)
+    clip.add_argument("--height", type=_whole, default=DEFAULT_SIZE[1], metavar="H", help=_SHOW)
+    clip.add_argument("--frames", type=_whole, default=DEFAULT_FRAMES, metavar="N", help=f"8 n + 1; {_SHOW}")
+    clip.add_argument("--fps", type=_number, default=DEFAULT_FPS, metavar="R", help=_SHOW)
+    clip.add_argument("--seed", type=_whole, default=DEFAULT_SEED, metavar="S", help=_SHOW)
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--recipe", choices=RECIPE_NAMES, default="two-stage", help=_SHOW)
+    sampling.add_argument("--steps", type=_whole, metavar="N", help="steps of stage 1, in place of the recipe's")
+    for stream in ("video", "audio"):
+        setting = f"{stream}-guidance"
+        sampling.add_argument(
+            f"--{setting}",
+            type=_reads(functools.partial(values.guidance_overrides, setting=setting)),
+            default={},
+            metavar=values.GUIDANCE_FORM,
+            help="parts of cfg=3,stg=1,rescale=0.7,modality=3,blocks=28/29,skip=0 in place of the recipe's",
+        )
+    sampling.add_argument(
+        "--distilled-strength",
+        type=_reads(values.strength_pair),
+        metavar="S1,S2",
+        help="the distilled LoRA's strength in stage 1 and 2, in place of the recipe's",
+    )
+    sampling.add_argument("--audio-source", choices=[source.value for source in AudioSource], help="decoded stage")
+    sampling.add_argument("--revision", choices=tuple(REVISIONS), default="newest", help=f"official rules; {_SHOW}")
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    machine.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on cuda, float32 on the CPU")
+    machine.add_argument("--device-mode", choices=DEVICE_MODES, default="auto", help="where the models live")
+
+    results = parser.add_argument_group("results")
+    results.add_argument("--output", type=Path, required=True, metavar="F.mp4")
+    results.add_argument("--report", type=Path, metavar="F.json", help="time, memory and traffic of each stage")
+    results.add_argument("--save-latents", type=Path, metavar="F.safetensors", help="every intermediate tensor")
+    _talk(results)
+
+
+def _make_tiny(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR")
+    parser.add_argument("--variant", choices=("2.3", "2.0"), default="2.3", help=_SHOW)
+    _talk(parser)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    _talk(parser)
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="F")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    _talk(parser)
+
+
+def _talk(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress; warnings and errors only")
+    parser.add_argument("-v", "--verbose", action="store_true", help="detailed messages, and tracebacks of errors")
+
+
+_SHOW = "default: %(default)s"
+
+
+def _reads(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """argparse shows the text of this one exception type only; it names the option itself."""
+
+    def convert(text: str) -> Any:
+        try:
+            return read(text)
+        except SettingError as error:
+            raise argparse.ArgumentTypeError(f"{error.value!r}: {error.problem}. {error.fix}") from error
+
+    return convert
+
+
+_whole = _reads(functools.partial(values.whole, ""))
+_number = _reads(functools.partial(values.number, ""))
+
+
+def _packed(read: Callable[[str], Any]) -> dict[str, Any]:
+    return {"action": "append", "default": [], "type": _reads(read)}
+
+
+def _version() -> str:
+    try:
+        return version("ltx2-two-stage")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "(not installed)"
