@@ -62,12 +62,12 @@ class GuidedModel:
         return self._last
 
     def _input(self, state: StreamState, sigma: float, context: Tensor, rope: StreamRope, enabled: bool) -> StreamInput:
-        n = len(self.passes)
         scalar = 0.0 if state.frozen and self.frozen_sigma_zero else sigma
         return StreamInput(
-            latent=state.latent.expand(n, -1, -1),
-            timesteps=state.timesteps(sigma).expand(n, -1),
-            sigma=torch.full((n,), scalar, dtype=torch.float32, device=state.latent.device),
+            latent=state.latent.expand(len(self.passes), -1, -1),
+            # Batch 1: every pass has the same noise levels, and the DiT embeds them once
+            timesteps=state.timesteps(sigma),
+            sigma=torch.full((1,), scalar, dtype=torch.float32, device=state.latent.device),
             context=context,
             rope=rope,
             enabled=enabled,

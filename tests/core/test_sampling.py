@@ -220,7 +220,8 @@ class _Recorder:
         self.calls: list[tuple[int, bool, bool]] = []
 
     def __call__(self, video, audio, perturbations, cross_rule):  # type: ignore[no-untyped-def]
-        assert len(perturbations) == video.latent.shape[0] == audio.sigma.shape[0]
+        assert len(perturbations) == video.latent.shape[0] == audio.latent.shape[0]
+        assert video.sigma.shape == (1,)
         self.calls.append((video.latent.shape[0], video.enabled, audio.enabled))
         return tuple(s.latent * s.context.mean(dim=(1, 2))[:, None, None] for s in (video, audio))
 
