@@ -121,12 +121,13 @@ class Pipeline:
             upsampled = self.upsample(first, progress)
             final = self.refine(request, upsampled, positive, progress)
         source = first if request.effective_audio_source is AudioSource.STAGE_1 else final
-        audio = self.decode(request, LatentPair(final.video, source.audio), kept or sink, progress)
+        decoded = LatentPair(final.video, source.audio)
+        audio = self.decode(request, decoded, kept or sink, progress)
         latents = {}
         if kept is not None:
             sigmas = plan_stages(self.models, request)[0].sigmas
             latents = kept.tensors(positive, negative, sigmas, first, upsampled, final, audio)
-        return GenerationResult(audio, self.report(request), latents)
+        return GenerationResult(audio, self.report(request), decoded, latents)
 
     def report(self, request: GenerationRequest) -> RunReport:
         """What the stages since the last report cost; waits for the device."""

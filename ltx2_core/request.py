@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SEED, DEFAULT_SIZE, REVISIONS, AudioSource, Recipe, Revision
-from .types import AudioClip, ImageCondition, RunReport, VideoSize
+from .types import AudioClip, ImageCondition, LatentPair, RunReport, VideoSize
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ class GenerationRequest:
 class GenerationResult:
     """What a run leaves besides the frames, which went to the sink while they were decoded.
 
+    ``final`` is what was decoded: the last video latent with the audio latent of the chosen stage.
     ``latents`` holds the tensors of ``--save-latents`` under their contract names, on the CPU, when asked for.
     """
 
     audio: AudioClip
     report: RunReport
+    final: LatentPair
     latents: dict[str, Tensor]

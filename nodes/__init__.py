@@ -1,0 +1,30 @@
+"""ComfyUI nodes: each converts its inputs, calls the engine and wraps what comes back."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .generate import Generate
+from .image import ImageCondition
+from .loader import Loader
+from .stages import Decode, Denoise, LoRASwitch, Refine, Upsample
+from .text import TextEncode
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    Loader,
+    TextEncode,
+    ImageCondition,
+    Denoise,
+    LoRASwitch,
+    Upsample,
+    Refine,
+    Decode,
+    Generate,
+)
+
+
+class TwoStageExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes of this pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

@@ -1,0 +1,86 @@
+"""The whole recipe in one node."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from comfy_api.latest import io
+
+from ..ltx2_core.errors import LTX2Error
+from ..ltx2_core.stages.validate import check_prompt
+from ..ltx2_core.types import ImageCondition
+from .conversions import ImageSink, to_audio, to_latent, to_video
+from .handle import PipelineHandle
+from .host import NodeProgress
+from .request import clip_request, problem_when_queued
+from .sockets import CATEGORY, clip_inputs, images_input, pipeline_input, prompt_inputs
+
+
+class Generate(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTX2TwoStageGenerate",
+            display_name="LTX-2 Generate",
+            category=CATEGORY,
+            description="From the prompt to a video with sound: encodes the text, denoises, upsamples, refines and "
+            "decodes. Gives the same result as the separate nodes.",
+            search_aliases=["LTX-2", "LTX-2.3", "text to video", "image to video", "audio"],
+            inputs=[
+                pipeline_input(),
+                *prompt_inputs(),
+                *clip_inputs(),
+                images_input(),
+            ],
+            outputs=[
+                io.Video.Output("video", display_name="video", tooltip="Frames and sound together, for Save Video."),
+                io.Image.Output("images", display_name="images", tooltip="The frames."),
+                io.Audio.Output("audio", display_name="audio", tooltip="The sound, stereo."),
+                io.Latent.Output("latent", display_name="latent", tooltip="The finished video and audio latent."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Time, memory and traffic of every stage, as JSON."
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        prompt: str | None = None,
+        preset: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+    ) -> bool | str:
+        try:
+            if prompt is not None:
+                check_prompt(prompt)
+        except LTX2Error as error:
+            return str(error)
+        return problem_when_queued(preset, width, height, frames, fps) or True
+
+    @classmethod
+    def execute(
+        cls,
+        pipeline: PipelineHandle,
+        prompt: str,
+        negative_prompt: str,
+        preset: str,
+        width: int,
+        height: int,
+        frames: int,
+        fps: float,
+        seed: int,
+        steps: int,
+        images: tuple[ImageCondition, ...] | None = None,
+    ) -> io.NodeOutput:
+        request = clip_request(
+            pipeline, prompt, negative_prompt, preset, width, height, frames, fps, seed, steps, images
+        )
+        sink = ImageSink()
+        result = pipeline.pipeline.run(request, NodeProgress(), sink)
+        pixels, audio = sink.images(), to_audio(result.audio)
+        report = json.dumps(dataclasses.asdict(result.report), indent=2)
+        return io.NodeOutput(to_video(pixels, audio, fps), pixels, audio, to_latent(result.final, request), report)

@@ -1,0 +1,133 @@
+"""What travels on an LTX2_PIPELINE link, and the models behind it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..device_manager.one_device import OneDeviceResidency
+from ..ltx2_core.errors import SettingError
+from ..ltx2_core.loading.lora import set_adapters
+from ..ltx2_core.loading.model_set import ModelFiles, ModelSet
+from ..ltx2_core.pipeline import Pipeline
+from ..ltx2_core.recipes import Recipe, official_recipe
+
+DEVICE_MODES = ("auto", "resident", "snapshot", "snapshot-low", "original")
+
+
+@dataclass(frozen=True)
+class PipelineHandle:
+    """Loaded models with the LoRA strengths that a graph asked for.
+
+    Attributes:
+        context_widths: of the video and of the audio text embeddings.
+        distilled_strength: strength of the distilled LoRA in stage 1 and 2; None leaves it to the recipe.
+    """
+
+    pipeline: Pipeline
+    context_widths: tuple[int, int]
+    distilled_strength: tuple[float | None, float | None] = (None, None)
+
+    def recipe(self, preset: str, steps: int = 0) -> Recipe:
+        """The official recipe of these models, with this handle's strengths.
+
+        Args:
+            steps: of stage 1; 0 takes the recipe's.
+
+        Raises:
+            SettingError: the preset is unknown, or has fixed steps and others were asked for.
+        """
+        models = self.pipeline.models
+        recipe = official_recipe(preset, models.generation, models.num_layers)
+        if steps and recipe.sigmas is not None and steps != recipe.steps:
+            problem = f"the {preset} recipe has {recipe.steps} fixed steps"
+            raise SettingError("steps", steps, problem, "Set it to 0, or choose another preset.")
+        return self.adjusted(replace(recipe, steps=steps or recipe.steps))
+
+    def adjusted(self, recipe: Recipe) -> Recipe:
+        """The recipe with this handle's strengths of the distilled LoRA."""
+        first, second = (
+            own if own is not None else official
+            for own, official in zip(self.distilled_strength, recipe.distilled_strength, strict=True)
+        )
+        return replace(recipe, distilled_strength=(first, second))
+
+
+def file_stamps(path: Path | None) -> tuple[tuple[str, int, int], ...]:
+    """(path, bytes, modification time in ns) of a file, or of every file in a folder."""
+    if path is None:
+        return ()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+class PipelineRegistry:
+    """The models of this process, one set at a time.
+
+    ComfyUI drops node outputs when another workflow runs; what is held here stays loaded all the same. Another set of
+    files takes the place of the one before. A handle to that one still works: its models load again when used.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: Hashable = None
+        self._handle: PipelineHandle | None = None
+        self._release: Callable[[], None] = _nothing
+
+    def open(self, files: ModelFiles, dtype: torch.dtype, device: torch.device, mode: str) -> PipelineHandle:
+        """The handle of these files; the same one as long as no file changed.
+
+        Raises:
+            SettingError: the mode is not available.
+            CheckpointError: a file cannot be used; no weight was read.
+        """
+        reason = mode_reason(mode)
+        stamps = tuple(file_stamps(path) for path in vars(files).values() if isinstance(path, Path))
+        key = (files, stamps, dtype, device, mode)
+        with self._lock:
+            if self._handle is None or key != self._key:
+                models = ModelSet.open(files, dtype)
+                residency = OneDeviceResidency(models.build, device, set_adapters, reason)
+                self.clear()
+                self._key, self._release = key, residency.release
+                self._handle = PipelineHandle(Pipeline(models, residency), context_widths(models))
+            return self._handle
+
+    def clear(self) -> None:
+        """Frees every model."""
+        self._release()
+        self._key, self._handle, self._release = None, None, _nothing
+        gc.collect()
+
+
+def _nothing() -> None:
+    return None
+
+
+def mode_reason(mode: str) -> str:
+    """Why models are placed as they are.
+
+    Raises:
+        SettingError: the mode is not available.
+    """
+    if mode != "auto":
+        fix = "Use auto: every model is loaded onto the one device and stays there."
+        raise SettingError("device_mode", mode, "needs the device manager, which is not built yet", fix)
+    return "auto: the only mode so far keeps every model on the one device"
+
+
+def context_widths(models: Any) -> tuple[int, int]:
+    """Widths of the two text embeddings that the transformer takes (fact sheet 3)."""
+    transformer = models.transformer
+    if transformer.caption_channels is not None:
+        return transformer.caption_channels, transformer.caption_channels
+    return transformer.video.width, transformer.audio.width
+
+
+PIPELINES = PipelineRegistry()

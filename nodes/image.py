@@ -1,0 +1,54 @@
+"""Images that a clip must show."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..ltx2_core import types
+from .conversions import to_uint8
+from .sockets import CATEGORY, ImagesSocket
+
+
+class ImageCondition(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTX2TwoStageImageCondition",
+            display_name="LTX-2 Image Condition",
+            category=CATEGORY,
+            description="Makes the clip show an image at one of its frames. Chain several for several images. The "
+            "image is fitted to the clip: scaled until it covers it, then cut at the centre.",
+            inputs=[
+                io.Image.Input("image", tooltip="One image of any size."),
+                io.Int.Input(
+                    "frame",
+                    default=0,
+                    min=0,
+                    max=8192,
+                    tooltip="Frame that shows the image. 0 is the first: the clip starts from it.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="1 keeps the image as it is, lower values let the model change it, 0 ignores it.",
+                ),
+                ImagesSocket.Input(
+                    "images", optional=True, tooltip="Images for other frames, from another LTX-2 Image Condition."
+                ),
+            ],
+            outputs=[
+                ImagesSocket.Output(
+                    "images", display_name="images", tooltip="The images so far, for LTX-2 Denoise or LTX-2 Generate."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, image: Tensor, frame: int, strength: float, images: tuple[types.ImageCondition, ...] | None = None
+    ) -> io.NodeOutput:
+        return io.NodeOutput((*(images or ()), types.ImageCondition(to_uint8(image), frame, strength)))

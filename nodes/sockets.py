@@ -1,0 +1,114 @@
+"""The link types of this pack, for what ComfyUI has no type of its own, and inputs that several nodes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SEED, DEFAULT_SIZE, RECIPE_NAMES
+
+CATEGORY = "LTX-2 Two-Stage"
+PipelineSocket = io.Custom("LTX2_PIPELINE")
+ImagesSocket = io.Custom("LTX2_IMAGES")
+
+_LARGEST = 8192
+
+
+def pipeline_input() -> Any:
+    return PipelineSocket.Input("pipeline", tooltip="Loaded models, from LTX-2 Loader.")
+
+
+def pipeline_output(tooltip: str) -> Any:
+    return PipelineSocket.Output("pipeline", display_name="pipeline", tooltip=tooltip)
+
+
+def clip_inputs() -> list[Any]:
+    """What describes one clip and how it is sampled; :func:`~.request.clip_request` reads it."""
+    width, height = DEFAULT_SIZE
+    return [
+        io.Combo.Input(
+            "preset",
+            options=list(RECIPE_NAMES),
+            default="two-stage",
+            tooltip="Official recipe. two-stage: guided at half size, upscaled, refined with the distilled LoRA. "
+            "hq: the same with a second-order sampler, made for 1920x1088. "
+            "distilled: for distilled checkpoints, no guidance. one-stage: guided at full size, no upscaling.",
+        ),
+        io.Int.Input(
+            "width",
+            default=width,
+            min=32,
+            max=_LARGEST,
+            step=32,
+            tooltip="Width of the clip in pixels: a multiple of 64, or of 32 with the one-stage preset.",
+        ),
+        io.Int.Input(
+            "height",
+            default=height,
+            min=32,
+            max=_LARGEST,
+            step=32,
+            tooltip="Height of the clip in pixels: a multiple of 64, or of 32 with the one-stage preset.",
+        ),
+        io.Int.Input(
+            "frames",
+            default=DEFAULT_FRAMES,
+            min=1,
+            max=_LARGEST + 1,
+            step=8,
+            tooltip="Number of frames, 8 n + 1: 121 at 24 frames per second are 5 seconds.",
+        ),
+        io.Float.Input(
+            "fps",
+            default=DEFAULT_FPS,
+            min=0.01,
+            max=240.0,
+            step=0.01,
+            tooltip="Frames per second. The models are made for 24 or 25.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=DEFAULT_SEED,
+            min=0,
+            max=2**64 - 1,
+            control_after_generate=True,
+            tooltip="Seed of the noise. The same seed and settings give the same clip.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Steps of stage 1. 0 takes the preset's: two-stage and one-stage 30 (LTX-2.3) or 40 (LTX-2), hq "
+            "15. The distilled preset has fixed steps.",
+        ),
+    ]
+
+
+def prompt_inputs() -> list[Any]:
+    """The two texts."""
+    return [
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            dynamic_prompts=True,
+            tooltip="Describe the clip in one flowing paragraph, in order of time: scene, action, camera, light, and "
+            "what is heard. At most 1024 tokens; what is longer is cut, and the log says so.",
+        ),
+        io.String.Input(
+            "negative_prompt",
+            multiline=True,
+            dynamic_prompts=True,
+            default="",
+            tooltip="What the guidance leads away from. May be empty. The distilled preset ignores it.",
+        ),
+    ]
+
+
+def images_input() -> Any:
+    return ImagesSocket.Input(
+        "images",
+        optional=True,
+        tooltip="Images that the clip must show, from LTX-2 Image Condition. Without any: text to video.",
+    )
