@@ -1,0 +1,221 @@
+"""A tiny Gemma 3 as a Hugging Face folder: random weights and a tokenizer that takes any text."""
+
+from __future__ import annotations
+
+import json
+import math
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["write_tiny_gemma"]
+
+HEAD_DIM, HEADS, KEY_VALUE_HEADS, FEED_FORWARD_FACTOR = 16, 4, 2, 4
+SLIDING_WINDOW = 64  # shorter than a long prompt, so that local and global layers differ
+
+# As in Gemma's vocabulary: the special tokens come first, then one token per byte for what no other token covers.
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>")
+SPACE = "\u2581"
+MERGES = (
+    (SPACE, "t"),
+    (SPACE + "t", "h"),
+    (SPACE + "th", "e"),
+    (SPACE, "a"),
+    (SPACE, "s"),
+    (SPACE, "w"),
+    (SPACE, "o"),
+    (SPACE + "o", "f"),
+    ("i", "n"),
+    ("in", "g"),
+    ("e", "r"),
+    ("o", "n"),
+    ("a", "n"),
+    (SPACE + "a", "n"),
+    ("e", "d"),
+)
+
+
+def write_tiny_gemma(folder: Path, hidden_size: int, num_layers: int, generator: torch.Generator) -> None:
+    """Writes a Gemma 3 that loads like the released one: its configuration, two weight shards and a tokenizer.
+
+    Every second layer is global, the others have a sliding window. The weights are bfloat16 and the activations stay
+    O(1) (fact sheet 11.3); the tokenizer needs no network and falls back to bytes for any UTF-8 text.
+
+    Args:
+        folder: created when missing; files of the same names are replaced.
+        hidden_size: a multiple of 4, the number of attention heads.
+        num_layers: decoder layers; the text connector then takes ``num_layers + 1`` states.
+        generator: on the CPU; its state decides the weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = _vocabulary()
+    _write_json(folder / "config.json", _config(hidden_size, num_layers, len(vocabulary)))
+    _write_weights(folder, _weights(hidden_size, num_layers, len(vocabulary), generator))
+    _write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
+    _write_json(folder / "tokenizer_config.json", _tokenizer_config())
+
+
+def _config(hidden_size: int, num_layers: int, vocab_size: int) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "torch_dtype": "bfloat16",
+        "text_config": {
+            "model_type": "gemma3_text",
+            "hidden_size": hidden_size,
+            "intermediate_size": FEED_FORWARD_FACTOR * hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": KEY_VALUE_HEADS,
+            "head_dim": HEAD_DIM,
+            "query_pre_attn_scalar": HEAD_DIM,
+            "vocab_size": vocab_size,
+            "hidden_activation": "gelu_pytorch_tanh",
+            "rms_norm_eps": 1e-6,
+            "sliding_window": SLIDING_WINDOW,
+            "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(num_layers)],
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 1e4,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "bos_token_id": 2,
+        },
+    }
+
+
+def _weights(hidden: int, num_layers: int, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def linear(outputs: int, inputs: int) -> Tensor:
+        return torch.randn(outputs, inputs, generator=generator) * (0.8 / math.sqrt(inputs))
+
+    def norm(width: int) -> Tensor:
+        return torch.randn(width, generator=generator) * 0.2  # Gemma adds 1 to it
+
+    # Gemma multiplies embeddings by sqrt(hidden): they arrive O(1)
+    tensors = {"embed_tokens.weight": torch.randn(vocab_size, hidden, generator=generator) / math.sqrt(hidden)}
+    for i in range(num_layers):
+        layer = {
+            "input_layernorm": norm(hidden),
+            "self_attn.q_proj": linear(HEADS * HEAD_DIM, hidden),
+            "self_attn.k_proj": linear(KEY_VALUE_HEADS * HEAD_DIM, hidden),
+            "self_attn.v_proj": linear(KEY_VALUE_HEADS * HEAD_DIM, hidden),
+            "self_attn.o_proj": linear(hidden, HEADS * HEAD_DIM),
+            "self_attn.q_norm": norm(HEAD_DIM),
+            "self_attn.k_norm": norm(HEAD_DIM),
+            "post_attention_layernorm": norm(hidden),
+            "pre_feedforward_layernorm": norm(hidden),
+            "mlp.gate_proj": linear(FEED_FORWARD_FACTOR * hidden, hidden),
+            "mlp.up_proj": linear(FEED_FORWARD_FACTOR * hidden, hidden),
+            "mlp.down_proj": linear(hidden, FEED_FORWARD_FACTOR * hidden),
+            "post_feedforward_layernorm": norm(hidden),
+        }
+        tensors |= {f"layers.{i}.{name}.weight": tensor for name, tensor in layer.items()}
+    tensors["norm.weight"] = norm(hidden)
+    # The key layout of the released repositories
+    return {f"language_model.model.{name}": tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    names = list(tensors)
+    half = len(names) // 2
+    shards = {
+        "model-00001-of-00002.safetensors": names[:half],
+        "model-00002-of-00002.safetensors": names[half:],
+    }
+    for file, keys in shards.items():
+        save_file({key: tensors[key].contiguous() for key in keys}, folder / file, {"format": "pt"})
+    index = {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+        "weight_map": {key: file for file, keys in shards.items() for key in keys},
+    }
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _vocabulary() -> dict[str, int]:
+    tokens = [
+        *SPECIAL_TOKENS,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        SPACE,
+        *string.ascii_letters,
+        *string.digits,
+        *string.punctuation,
+        *("".join(merge) for merge in MERGES),
+    ]
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def _tokenizer(vocabulary: Mapping[str, int]) -> dict[str, Any]:
+    """The layout of Gemma's own tokenizer.json: byte-fallback BPE over text whose spaces are replaced."""
+    bos = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": vocabulary[token],
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for token in SPECIAL_TOKENS
+        ],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [bos, {"Sequence": {"id": "A", "type_id": 0}}, bos, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [vocabulary["<bos>"]], "tokens": ["<bos>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": dict(vocabulary),
+            "merges": [list(merge) for merge in MERGES],
+        },
+    }
+
+
+def _tokenizer_config() -> dict[str, Any]:
+    return {
+        "tokenizer_class": "GemmaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
