@@ -1,0 +1,143 @@
+"""Latent to pixels: in one go, as a stream over time, or in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .config import VideoVAEConfig
+from .layers import Carry, ResBlocks, SpaceTimeConv, up_block
+from .layout import unpatchify
+from .statistics import LatentStatistics
+from .tiling import Tiles, Tiling
+
+FRAMES_PER_PASS = 16
+
+
+class VideoDecoder(nn.Module):
+    """The decoder half of the video autoencoder (fact sheet 7.1); deterministic, and not causal.
+
+    State-dict keys are those of the checkpoint after ``vae.decoder.``, plus ``per_channel_statistics.*``.
+    """
+
+    def __init__(self, config: VideoVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        padding = config.decoder_padding
+        self.per_channel_statistics = LatentStatistics(config.latent_channels)
+        self.conv_in = SpaceTimeConv(config.latent_channels, config.decoder_channels, padding, causal=False)
+        self.up_blocks = nn.ModuleList(up_block(stage, padding) for stage in config.decoder_stages)
+        self.conv_out = SpaceTimeConv(
+            config.decoder_out_channels, config.patch_channels, padding, causal=False, activated=True
+        )
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Decodes a whole clip in one pass, which needs memory in proportion to its length.
+
+        Args:
+            latent: normalised, (B, latent_channels, F', H', W').
+
+        Returns:
+            Pixels (B, 3, time * (F' - 1) + 1, height * H', width * W'), about in [-1, 1], in the weights' dtype.
+
+        Raises:
+            ValueError: the latent has another number of channels, or is too small for the edge padding.
+        """
+        self._check(latent)
+        (pixels,) = self._stream(latent, None)
+        return pixels
+
+    @torch.no_grad()
+    def decode_streamed(
+        self, latent: Tensor, tiling: Tiling | None = None, frames_per_pass: int = FRAMES_PER_PASS
+    ) -> Iterator[Tensor]:
+        """Decodes a clip as consecutive chunks of frames, which add up to what :meth:`decode` returns.
+
+        Without tiling the pixels equal those of :meth:`decode` up to float rounding, and memory does not grow with the
+        length of the clip: every layer passes on at most ``frames_per_pass`` frames at a time and remembers two. Tiles
+        in space, and in time where ``tiling.tile_frames`` is set, need less memory still, but no layer sees past the
+        edge of a tile: pixels differ where tiles meet (:class:`Tiling` says by how much).
+
+        Args:
+            latent: normalised, (B, latent_channels, F', H', W').
+            tiling: how to cut the clip into tiles; None decodes full frames.
+            frames_per_pass: frames that a layer handles at a time; more is faster until the device is busy.
+
+        Yields:
+            Pixels (B, 3, f, H, W), f >= 1, in the weights' dtype.
+
+        Raises:
+            SettingError: ``tiling`` does not fit the scale of this model.
+            ValueError: as :meth:`decode`, or ``frames_per_pass`` is not positive.
+        """
+        self._check(latent)
+        if frames_per_pass < 1:
+            raise ValueError(f"frames_per_pass must be at least 1, got {frames_per_pass}")
+        if tiling is None:
+            yield from self._stream(latent, frames_per_pass)
+            return
+        tiles = tiling.split(latent.shape[2], latent.shape[3], latent.shape[4], self.config.scale)
+        if tiling.tile_frames is None:
+            yield from self._blended(latent, tiles, frames_per_pass)
+            return
+        dtype = self.conv_in.conv.weight.dtype
+        pending: Tensor | None = None  # weighted frames that the next tile in time has a share in
+        for time, following in zip(tiles.times, [*tiles.times[1:], None], strict=True):
+            (frames,) = self._blended(latent[:, :, time.cells], tiles, None)
+            frames = frames * time.weight.to(frames.device)[:, None, None]
+            if pending is not None:
+                frames[:, :, : pending.shape[2]] += pending
+            complete = (time.pixels.stop if following is None else following.pixels.start) - time.pixels.start
+            yield frames[:, :, :complete].to(dtype)
+            pending = frames[:, :, complete:]
+
+    def _blended(self, latent: Tensor, tiles: Tiles, limit: int | None) -> Iterator[Tensor]:
+        """Streams all tiles of a frame side by side and yields their weighted sums, (B, 3, f, H, W)."""
+        grid = [(row, column) for row in tiles.rows for column in tiles.columns]
+        streams = [self._stream(latent[..., row.cells, column.cells], limit) for row, column in grid]
+        weights = [torch.outer(row.weight, column.weight).to(latent.device) for row, column in grid]
+        height, width = tiles.rows[-1].pixels.stop, tiles.columns[-1].pixels.stop
+        for pieces in zip(*streams, strict=True):
+            frames = pieces[0].new_zeros(*pieces[0].shape[:3], height, width, dtype=torch.float32)
+            for (row, column), weight, piece in zip(grid, weights, pieces, strict=True):
+                frames[..., row.pixels, column.pixels].addcmul_(piece, weight)
+            yield frames.to(pieces[0].dtype)
+
+    def _check(self, latent: Tensor) -> None:
+        channels = self.config.latent_channels
+        if latent.ndim != 5 or latent.shape[1] != channels or not latent.shape[2]:
+            raise ValueError(f"latent must be (B, {channels}, F, H, W), got {tuple(latent.shape)}")
+        if self.config.decoder_padding == "reflect" and min(latent.shape[3:]) < 2:
+            raise ValueError(f"this decoder needs at least 2 x 2 latent cells a frame, got {tuple(latent.shape[3:])}")
+
+    @property
+    def _stages(self) -> list[nn.Module]:
+        """What is applied in turn; residual blocks one by one, so that each gets pieces of limited length."""
+        blocks: list[nn.Module] = []
+        for block in self.up_blocks:
+            blocks.extend(block.res_blocks if isinstance(block, ResBlocks) else [block])
+        return [self.conv_in, *blocks, self.conv_out]
+
+    def _stream(self, latent: Tensor, limit: int | None) -> Iterator[Tensor]:
+        """Runs pieces of at most ``limit`` frames through the stages, the deepest piece first."""
+        stages, carry = self._stages, Carry()
+        x = self.per_channel_statistics.denormalise(latent).to(self.conv_in.conv.weight.dtype)
+        # Stage and input of what is to be done; what is further down the list comes later in time.
+        waiting = [(0, x, True)]
+        del x
+        while waiting:
+            depth, piece, last = waiting.pop()
+            if limit is not None and piece.shape[2] > limit:
+                waiting.append((depth, piece[:, :, limit:], last))
+                piece, last = piece[:, :, :limit], False
+            carry.last = last
+            piece = stages[depth](piece, carry)
+            if not piece.shape[2]:
+                continue
+            if depth + 1 < len(stages):
+                waiting.append((depth + 1, piece, last))
+            else:
+                yield unpatchify(piece, self.config.patch_size)

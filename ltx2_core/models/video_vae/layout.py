@@ -1,0 +1,39 @@
+"""Moves between space, time and channels, in the channel orders of the official weights (fact sheet 7.1)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+Stride = tuple[int, int, int]  # time, height, width
+
+
+def space_to_depth(x: Tensor, stride: Stride) -> Tensor:
+    """(B, C, F, H, W) to (B, C * pt * ph * pw, F / pt, H / ph, W / pw); channel order (c, pt, ph, pw), pw fastest."""
+    (b, c, f, h, w), (pt, ph, pw) = x.shape, stride
+    cells = x.reshape(b, c, f // pt, pt, h // ph, ph, w // pw, pw)
+    return cells.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)
+
+
+def depth_to_space(x: Tensor, stride: Stride) -> Tensor:
+    """The inverse of :func:`space_to_depth`."""
+    (b, c, f, h, w), (pt, ph, pw) = x.shape, stride
+    cells = x.reshape(b, c // (pt * ph * pw), pt, ph, pw, f, h, w)
+    return cells.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def patchify(pixels: Tensor, patch: int) -> Tensor:
+    """(B, C, F, H, W) to (B, C * patch^2, F, H / patch, W / patch).
+
+    Unlike the blocks inside the networks, the offset along the width is the slower index here:
+    channel = c * patch^2 + x_offset * patch + y_offset.
+    """
+    b, c, f, h, w = pixels.shape
+    cells = pixels.reshape(b, c, f, h // patch, patch, w // patch, patch)
+    return cells.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def unpatchify(x: Tensor, patch: int) -> Tensor:
+    """The inverse of :func:`patchify`."""
+    b, c, f, h, w = x.shape
+    cells = x.reshape(b, c // patch**2, patch, patch, f, h, w)
+    return cells.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
