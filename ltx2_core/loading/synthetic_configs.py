@@ -309,7 +309,7 @@ def tiny_config(variant: Variant = "2.3") -> JSON:
     config["audio_vae"]["model"]["params"]["ddconfig"].update(_TINY_DDCONFIG)
     if variant == "2.3":
         config["vocoder"]["vocoder"]["upsample_initial_channel"] = 128
-        config["vocoder"]["bwe"]["upsample_initial_channel"] = 64
+        config["vocoder"]["bwe"].update(upsample_initial_channel=64, n_fft=256, win_size=256)
     else:
         config["vocoder"]["upsample_initial_channel"] = 64
     return config
