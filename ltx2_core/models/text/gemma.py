@@ -1,0 +1,318 @@
+"""The text encoder: transformers' Gemma 3 text model, from a Hugging Face folder or ComfyUI's single file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ...errors import CheckpointError, ConfigError
+from .gemma_config import GemmaConfig, GemmaSizes
+from .tokenizer import PromptTokenizer, TokenizedPrompt
+
+__all__ = ["GemmaSource", "PromptTokenizer", "TokenizedPrompt", "gemma_hidden_states"]
+
+log = logging.getLogger("ltx2.text")
+
+Layout = Literal["folder", "single file"]
+
+# What precedes the text model's own tensor names: official repositories, transformers 4.52 and later, inner models,
+# text-only models and ComfyUI's single file, a bare text model.
+PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.", "")
+TEXT_TENSORS = ("embed_tokens.", "layers.", "norm.")
+SENTENCEPIECE_KEY = "spiece_model"
+QUANTISED_MARKS = ("scaled_fp8", ".comfy_quant", ".weight_scale", ".scale_weight")
+
+DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+ITEM_BYTES: Mapping[str, int] = {"BF16": 2, "F16": 2, "F32": 4}
+
+_USE_GEMMA = "Use Gemma 3 12B: the folder of google/gemma-3-12b-it-qat-q4_0-unquantized, or gemma_3_12B_it.safetensors."
+_DOWNLOAD_AGAIN = "The download is incomplete; download it again."
+
+
+@dataclass(frozen=True)
+class GemmaSource:
+    """Where a Gemma 3 lies and what its headers say; opening it reads no weight.
+
+    Attributes:
+        setting: the setting that named it, for errors.
+        dtype: of the largest tensor, the embeddings.
+        bytes: size of the text model's tensors, as stored.
+        files: text model's tensor name to file and name there.
+        tokenizer_path: tokenizer.json, tokenizer.model, or the single file itself.
+    """
+
+    path: Path
+    setting: str
+    layout: Layout
+    config: GemmaConfig
+    dtype: torch.dtype
+    bytes: int
+    files: Mapping[str, tuple[Path, str]]
+    tokenizer_path: Path
+
+    @property
+    def hidden_size(self) -> int:
+        """D, width of every state."""
+        return self.config.sizes.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.sizes.num_layers
+
+    @property
+    def num_states(self) -> int:
+        """L of the text connector: the embeddings and every layer."""
+        return self.num_layers + 1
+
+    @classmethod
+    def open(cls, path: Path, setting: str = "gemma") -> GemmaSource:
+        """Reads the headers and the configuration.
+
+        Args:
+            path: a Hugging Face folder (its own, or a pipeline's with ``text_encoder`` and ``tokenizer`` in it), or a
+                single safetensors file as ComfyUI has it, with the tokenizer inside.
+
+        Raises:
+            CheckpointError: nothing is there, it is truncated, quantised, without tokenizer, or another model.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return _open_folder(path, setting)
+        if path.is_file():
+            return _open_file(path, setting)
+        raise CheckpointError(setting, path, "does not exist", _USE_GEMMA)
+
+    def load_tokenizer(self) -> PromptTokenizer:
+        """Raises :class:`CheckpointError` when the tokenizer cannot be read or belongs to another model."""
+        try:
+            tokenizer = self._read_tokenizer()
+        except ValueError as error:
+            fix = "Use a Gemma 3 folder with tokenizer.json, or install sentencepiece (pip install sentencepiece)."
+            raise CheckpointError(
+                self.setting, self.tokenizer_path, f"cannot be used as tokenizer: {error}", fix
+            ) from error
+        vocab_size = self.config.sizes.vocab_size
+        if tokenizer.size > vocab_size:
+            problem = f"has {tokenizer.size} tokens, but the model has {vocab_size} embeddings"
+            raise CheckpointError(
+                self.setting, self.tokenizer_path, problem, "Use the tokenizer and the model of one release."
+            )
+        return tokenizer
+
+    def load_model(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+        """The text model without head and vision tower, for inference; weights are read straight to ``device``."""
+        with torch.device("meta"):
+            model = _text_model(self.config)
+        model.load_state_dict(self._read(dtype, torch.device(device)), strict=True, assign=True)
+        _compute_buffers(model, torch.device(device))
+        log.info("loaded Gemma 3 (%d layers of %d) from %s", self.num_layers, self.hidden_size, self.path)
+        return model.eval().requires_grad_(False)
+
+    def _read(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+        tensors = {}
+        for file in dict.fromkeys(file for file, _ in self.files.values()):
+            with safe_open(file, framework="pt", device=str(device)) as shard:
+                for name, (home, key) in self.files.items():
+                    if home == file:
+                        tensors[name] = shard.get_tensor(key).to(dtype)
+        return tensors
+
+    def _read_tokenizer(self) -> PromptTokenizer:
+        if self.tokenizer_path.suffix == ".json":
+            return PromptTokenizer.from_json(self.tokenizer_path)
+        if self.layout == "folder":
+            return PromptTokenizer.from_sentencepiece(self.tokenizer_path.read_bytes())
+        with safe_open(self.tokenizer_path, framework="pt") as file:
+            return PromptTokenizer.from_sentencepiece(file.get_tensor(SENTENCEPIECE_KEY).numpy().tobytes())
+
+
+@torch.no_grad()
+def gemma_hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
+    """All states of one prompt's tokens, which attend to the tokens before them.
+
+    Only real tokens are run: rotary positions are relative and padding is masked, so that the states are those of a
+    padded row up to rounding (fact sheet 3.1).
+
+    Args:
+        model: as :meth:`GemmaSource.load_model` returns it.
+        ids: (n,) token ids.
+
+    Returns:
+        (n, D, layers + 1) in the model's dtype: the scaled embeddings, the outputs of all layers but the last, and the
+        last one's output after the final norm.
+    """
+    layers = list(model.get_submodule("layers").children())
+    embeddings = model.get_parameter("embed_tokens.weight")
+    states = embeddings.new_empty(len(ids), embeddings.shape[1], len(layers) + 1)
+
+    # The order and the number of transformers' own hidden_states has changed between versions; a layer's input has not.
+    def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            states[..., index] = inputs[0][0]
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(keep(i)) for i, layer in enumerate(layers)]
+    try:
+        states[..., -1] = model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return states
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _open_folder(path: Path, setting: str) -> GemmaSource:
+    folder = path / "text_encoder" if not (path / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(setting, path, "holds no config.json", _USE_GEMMA)
+    text_config = _read_text_config(folder / "config.json", setting)
+    tokenizers = (
+        place / name
+        for place in (folder, path / "tokenizer", folder.parent / "tokenizer")
+        for name in ("tokenizer.json", "tokenizer.model")
+    )
+    tokenizer = next((file for file in tokenizers if file.is_file()), None)
+    if tokenizer is None:
+        fix = "Download tokenizer.json or tokenizer.model of the same repository into the folder."
+        raise CheckpointError(setting, path, "holds no tokenizer", fix)
+    tensors: dict[str, _Tensor] = {}
+    for file in _weight_files(folder, setting):
+        tensors |= _read_header(file, setting)
+    return _source(path, setting, "folder", tensors, tokenizer, lambda sizes: GemmaConfig.from_json(sizes, text_config))
+
+
+def _open_file(path: Path, setting: str) -> GemmaSource:
+    tensors = _read_header(path, setting)
+    source = _source(path, setting, "single file", tensors, path, GemmaConfig.released)
+    if SENTENCEPIECE_KEY not in tensors:
+        fix = "Use a file in ComfyUI's layout (gemma_3_12B_it.safetensors), or a Hugging Face folder."
+        raise CheckpointError(setting, path, f"holds no tokenizer (no tensor {SENTENCEPIECE_KEY})", fix)
+    return source
+
+
+def _source(
+    path: Path,
+    setting: str,
+    layout: Layout,
+    tensors: Mapping[str, _Tensor],
+    tokenizer: Path,
+    configure: Callable[[GemmaSizes], GemmaConfig],
+) -> GemmaSource:
+    prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in tensors), None)
+    if prefix is None:
+        raise CheckpointError(setting, path, "is not Gemma 3: it has no token embeddings", _USE_GEMMA)
+    starts = tuple(prefix + start for start in TEXT_TENSORS)
+    text = {key: tensor for key, tensor in tensors.items() if key.startswith(starts)}
+    _refuse_quantised(path, setting, tensors, text.values())
+    shapes = {key.removeprefix(prefix): tensor.shape for key, tensor in text.items()}
+    try:
+        config = configure(GemmaSizes.from_shapes(shapes))
+    except ConfigError as error:
+        value = "" if error.value is None else f" = {error.value!r}"
+        raise CheckpointError(
+            setting, path, f"is not a Gemma 3 that can be used: {error.key}{value} {error.problem}", _USE_GEMMA
+        ) from error
+    return GemmaSource(
+        path=path,
+        setting=setting,
+        layout=layout,
+        config=config,
+        dtype=DTYPES[text[f"{prefix}embed_tokens.weight"].dtype],
+        bytes=sum(torch.Size(tensor.shape).numel() * ITEM_BYTES[tensor.dtype] for tensor in text.values()),
+        files={key.removeprefix(prefix): (tensor.file, key) for key, tensor in text.items()},
+        tokenizer_path=tokenizer,
+    )
+
+
+def _refuse_quantised(path: Path, setting: str, names: Iterable[str], tensors: Iterable[_Tensor]) -> None:
+    stored = {tensor.dtype for tensor in tensors} - DTYPES.keys()
+    if stored or any(name.endswith(QUANTISED_MARKS) for name in names):
+        what = ", ".join(sorted(stored)) or "scaled weights"
+        fix = "Use the bfloat16 file (gemma_3_12B_it.safetensors) or a Hugging Face folder in bfloat16."
+        raise CheckpointError(setting, path, f"holds quantised weights ({what}), which are not supported", fix)
+
+
+def _read_text_config(path: Path, setting: str) -> Any:
+    config = _read_json(path, setting)
+    kind = config.get("model_type")
+    if kind not in ("gemma3", "gemma3_text"):
+        raise CheckpointError(setting, path.parent, f"holds a model of type {kind!r}, not Gemma 3", _USE_GEMMA)
+    if config.get("quantization_config"):
+        fix = "Use google/gemma-3-12b-it-qat-q4_0-unquantized, which is stored in bfloat16."
+        raise CheckpointError(setting, path.parent, "holds quantised weights, which are not supported", fix)
+    return config.get("text_config", {}) if kind == "gemma3" else config
+
+
+def _weight_files(folder: Path, setting: str) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = _read_json(index, setting).get("weight_map")
+        if not isinstance(names, dict):
+            raise CheckpointError(setting, index, "lists no weight files", _DOWNLOAD_AGAIN)
+        files = [folder / name for name in sorted(set(names.values()))]
+        if missing := [file.name for file in files if not file.is_file()]:
+            problem = f"lacks {len(missing)} of {len(files)} weight files ({missing[0]})"
+            raise CheckpointError(setting, folder, problem, _DOWNLOAD_AGAIN)
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(setting, folder, "holds no safetensors file", _USE_GEMMA)
+    if len(files) > 1 and (folder / "model.safetensors") in files:
+        return [folder / "model.safetensors"]
+    return files
+
+
+def _read_header(path: Path, setting: str) -> dict[str, _Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            return {name: _Tensor(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        problem = f"is truncated, or not a safetensors file ({error})"
+        raise CheckpointError(setting, path, problem, "Download it again; only safetensors files are read.") from error
+
+
+def _read_json(path: Path, setting: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(setting, path, f"is not JSON ({error})", _DOWNLOAD_AGAIN) from error
+    if not isinstance(value, dict):
+        raise CheckpointError(setting, path, "is not a JSON object", _DOWNLOAD_AGAIN)
+    return value
+
+
+def _text_model(config: GemmaConfig) -> nn.Module:
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    return Gemma3TextModel(Gemma3TextConfig(**config.arguments()))
+
+
+def _compute_buffers(model: nn.Module, device: torch.device) -> None:
+    """Replaces what a model built on the meta device lacks and no file holds: rotary frequencies, embedding scale."""
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding, Gemma3TextScaledWordEmbedding
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Gemma3RotaryEmbedding):
+            # Its own config: in transformers 4 the local and the global one differ in it
+            model.set_submodule(name, Gemma3RotaryEmbedding(module.config).to(device))
+        elif isinstance(module, Gemma3TextScaledWordEmbedding):
+            scale = torch.tensor(module.embedding_dim**0.5, device=device)
+            module.register_buffer("embed_scale", scale, persistent=False)
+    if left := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
+        raise RuntimeError(f"this version of transformers has buffers that are not in the file: {', '.join(left)}")

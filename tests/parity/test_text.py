@@ -1,0 +1,185 @@
+"""Text connectors against diffusers' LTX2TextConnectors, and Gemma on real tokens against its padded run (fact sheet 3).
+
+Tolerances, float32: connectors 1e-5 absolute on outputs of order 1 to 4, as the fact sheet suggests; the two differ in
+how sums are split, a wrong position or norm shows from 1e-2 on. Gemma 2e-5 on states of order 1 to 10: rotary angles at
+other absolute positions round differently (fact sheet 3.1 measured 8e-6).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("diffusers")
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from ltx2_two_stage.ltx2_core.loading.synthetic_gemma import SLIDING_WINDOW, write_tiny_gemma
+from ltx2_two_stage.ltx2_core.models.text.config import TextConfig
+from ltx2_two_stage.ltx2_core.models.text.connector import TextConnector
+from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource, gemma_hidden_states
+
+TOLERANCE, GEMMA_TOLERANCE = 1e-5, 2e-5
+LENGTH, WIDTH, STATES = 256, 24, 5
+
+COMMON = {
+    "caption_channels": WIDTH,
+    "rope_type": "split",
+    "frequencies_precision": "float64",
+    "connector_num_learnable_registers": 128,
+    "connector_positional_embedding_max_pos": [4096],
+}
+METADATA: dict[str, dict[str, Any]] = {
+    "2.0": {
+        "connector_num_attention_heads": 3,
+        "connector_attention_head_dim": 8,
+        "connector_num_layers": 2,
+    },
+    "2.3": {
+        "connector_num_attention_heads": 4,
+        "connector_attention_head_dim": 16,
+        "audio_connector_num_attention_heads": 4,
+        "audio_connector_attention_head_dim": 8,
+        "connector_num_layers": 3,
+        "connector_apply_gated_attention": True,
+        "caption_proj_before_connector": True,
+        "caption_projection_first_linear": False,
+        "caption_projection_second_linear": False,
+        "caption_proj_input_norm": False,
+        "text_encoder_norm_type": "per_token_rms",
+    },
+}
+RENAMED = (
+    ("text_embedding_projection.aggregate_embed", "text_proj_in"),
+    ("text_embedding_projection.video_aggregate_embed", "video_text_proj_in"),
+    ("text_embedding_projection.audio_aggregate_embed", "audio_text_proj_in"),
+    ("_embeddings_connector.", "_connector."),
+    ("transformer_1d_blocks", "transformer_blocks"),
+    ("q_norm", "norm_q"),
+    ("k_norm", "norm_k"),
+)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def fill_(module: nn.Module, seed: int) -> None:
+    """Non-degenerate weights of fact sheet 11.3."""
+    generator = seeded(seed)
+    with torch.no_grad():
+        for name, tensor in module.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if "learnable_registers" in name:
+                tensor.copy_(noise)
+            elif name.endswith("norm.weight"):
+                tensor.copy_(1 + 0.2 * noise)
+            else:
+                tensor.copy_(noise * (0.8 / tensor.shape[1] ** 0.5 if tensor.ndim > 1 else 0.3))
+
+
+@cache
+def connectors(generation: str, rope_type: str, float64: bool) -> tuple[TextConnector, nn.Module]:
+    """Ours and diffusers' with the same weights."""
+    precision = "float64" if float64 else "float32"
+    metadata = {**COMMON, **METADATA[generation], "rope_type": rope_type, "frequencies_precision": precision}
+    config = TextConfig.from_metadata({"transformer": metadata}, projection_inputs=WIDTH * STATES)
+    ours = TextConnector(config).eval()
+    fill_(ours, seed=1)
+    newer = generation == "2.3"
+    oracle = LTX2TextConnectors(
+        caption_channels=WIDTH,
+        text_proj_in_factor=STATES,
+        **{
+            f"{stream}_connector_{key}": getattr(getattr(config, stream), attribute)
+            for stream in ("video", "audio")
+            for key, attribute in (
+                ("num_attention_heads", "heads"),
+                ("attention_head_dim", "head_dim"),
+                ("num_layers", "num_layers"),
+                ("num_learnable_registers", "registers"),
+            )
+        },
+        video_gated_attn=newer,
+        audio_gated_attn=newer,
+        connector_rope_base_seq_len=4096,
+        rope_double_precision=float64,
+        rope_type=rope_type,
+        per_modality_projections=newer,
+        video_hidden_dim=config.video.width,
+        audio_hidden_dim=config.audio.width,
+        proj_bias=newer,
+    ).eval()
+    oracle.load_state_dict({renamed(key): value for key, value in ours.state_dict().items()}, strict=True)
+    return ours, oracle
+
+
+def renamed(key: str) -> str:
+    for ours, theirs in RENAMED:
+        key = key.replace(ours, theirs)
+    return key
+
+
+@torch.no_grad()
+def oracle_contexts(oracle: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
+    """diffusers' result for one prompt, left-padded with rows that must not matter."""
+    n = len(states)
+    padding = 50 * torch.randn(LENGTH - n, WIDTH, STATES, generator=seeded(9))
+    mask = torch.cat((torch.zeros(LENGTH - n), torch.ones(n)))[None]
+    video, audio, _ = oracle(torch.cat((padding, states))[None], mask.long())
+    return video, audio
+
+
+@pytest.mark.parametrize("n", [37, 128, 256])
+@pytest.mark.parametrize(
+    ("generation", "rope_type", "float64"),
+    [("2.0", "split", True), ("2.3", "split", True), ("2.3", "interleaved", False)],
+)
+def test_connectors_equal_diffusers(generation: str, rope_type: str, float64: bool, n: int) -> None:
+    ours, oracle = connectors(generation, rope_type, float64)
+    # States of different size, as Gemma's are
+    states = torch.randn(n, WIDTH, STATES, generator=seeded(n)) * torch.logspace(0, 2, STATES) + 0.5
+    context = ours(states, LENGTH)
+    video, audio = oracle_contexts(oracle, states)
+    assert (context.video - video).abs().max() < TOLERANCE
+    assert (context.audio - audio).abs().max() < TOLERANCE
+    assert video.abs().max() > 1 and audio.abs().max() > 1
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_long_prompts_are_projected_in_chunks(generation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that do not divide the prompt give the same rows; 1e-6 for sums that are split otherwise."""
+    from ltx2_two_stage.ltx2_core.models.text import features
+
+    ours, _ = connectors(generation, "split", True)
+    states = torch.randn(200, WIDTH, STATES, generator=seeded(3))
+    whole = ours(states, LENGTH)
+    monkeypatch.setattr(features, "TOKENS_AT_ONCE", 33)
+    chunked = ours(states, LENGTH)
+    torch.testing.assert_close(chunked.video, whole.video, atol=1e-6, rtol=0)
+    torch.testing.assert_close(chunked.audio, whole.audio, atol=1e-6, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def gemma_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gemma")
+    write_tiny_gemma(folder, hidden_size=48, num_layers=4, generator=seeded(0))
+    return folder
+
+
+@pytest.mark.parametrize("n", [1, 37, 100])
+def test_gemma_on_real_tokens_equals_the_padded_run(gemma_folder: Path, n: int) -> None:
+    """100 tokens are longer than the sliding window of the tiny model."""
+    assert n < SLIDING_WINDOW or n == 100
+    model = GemmaSource.open(gemma_folder).load_model(torch.float32, "cpu")
+    ids = torch.randint(4, 300, (n,), generator=seeded(n))
+    states = gemma_hidden_states(model, ids)
+    row = torch.cat((torch.zeros(LENGTH - n, dtype=torch.int64), ids))[None]
+    with torch.no_grad():
+        padded = model(row, attention_mask=(torch.arange(LENGTH) >= LENGTH - n).long()[None], output_hidden_states=True)
+    expected = torch.stack(padded.hidden_states, dim=-1)[0, -n:]
+    assert states.shape == expected.shape == (n, 48, 5)
+    assert (states - expected).abs().max() < GEMMA_TOLERANCE
