@@ -1,0 +1,121 @@
+"""One safetensors file: its header at once, its tensors when they are asked for. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import CheckpointError
+from .header import TensorInfo, read_header
+
+__all__ = ["SafetensorsFile", "TensorInfo"]
+
+PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+_USE_BF16 = "Use the bf16 file of the same model; quantised weights (fp8, fp4) are not supported yet."
+
+
+@dataclass(frozen=True)
+class SafetensorsFile:
+    """A file whose header was read and found sound.
+
+    Attributes:
+        setting: name of the setting that named the file; errors repeat it.
+        tensors: in the order of their data in the file.
+        config: the model description under the metadata key ``config``, or None.
+    """
+
+    path: Path
+    setting: str
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]
+    config: Mapping[str, Any] | None
+    stamp: tuple[int, int]  # size and modification time in ns, when the header was read
+
+    @classmethod
+    def open(cls, path: Path, setting: str) -> SafetensorsFile:
+        """Reads the header only.
+
+        Raises:
+            CheckpointError: the file is missing, truncated, damaged or no safetensors file.
+        """
+        path = Path(path)
+        metadata, tensors = read_header(path, setting)
+        return cls(path, setting, metadata, tensors, _config(metadata, path, setting), _stamp(path))
+
+    @property
+    def model_version(self) -> str | None:
+        """Such as ``2.3.0``."""
+        return self.metadata.get("model_version")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def error(self, problem: str, fix: str) -> CheckpointError:
+        """An error about this file."""
+        return CheckpointError(self.setting, self.path, problem, fix)
+
+    def require_plain(self, names: Iterable[str]) -> None:
+        """Raises :class:`CheckpointError` when one of these tensors is quantised."""
+        found = [self.tensors[name].dtype for name in names]
+        quantised = [dtype for dtype in found if dtype not in PLAIN_DTYPES]
+        if quantised:
+            kinds = ", ".join(sorted(set(quantised)))
+            raise self.error(f"holds quantised weights ({len(quantised)} of {len(found)} are {kinds})", _USE_BF16)
+
+    def read(
+        self, names: Iterable[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> dict[str, Tensor]:
+        """Tensors by name, on ``device``, floating-point ones cast to ``dtype`` when one is given.
+
+        Each is read once and in file order. On the CPU a tensor that needs no cast is a private mapping of the file.
+
+        Raises:
+            CheckpointError: a tensor is not in the file or quantised, or the file changed since it was opened.
+        """
+        wanted = list(dict.fromkeys(names))
+        missing = [name for name in wanted if name not in self.tensors]
+        if missing:
+            raise self.error(f"has no tensor {missing[0]}", "Use the official file.")
+        self.require_plain(wanted)
+        if _stamp(self.path) != self.stamp:
+            raise self.error("changed on disk since it was opened", "Load the models again.")
+        target = torch.device(device)
+        # Only these two are read into without a detour through another tensor.
+        direct = target if target.type in ("cpu", "cuda") else torch.device("cpu")
+        wanted.sort(key=lambda name: self.tensors[name].offset)
+        try:
+            with safe_open(self.path, framework="pt", device=str(direct)) as file:
+                return {name: file.get_tensor(name).to(device=target, dtype=dtype) for name in wanted}
+        except (SafetensorError, OSError) as error:
+            raise self.error(f"cannot be read ({error})", "Download the file again.") from error
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (-1, -1)
+    return (found.st_size, found.st_mtime_ns)
+
+
+def _config(metadata: Mapping[str, str], path: Path, setting: str) -> Mapping[str, Any] | None:
+    text = metadata.get("config")
+    if text is None:
+        return None
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        fix = "Use the official file, or one converted with its metadata kept."
+        raise CheckpointError(setting, path, "has damaged metadata: 'config' is not a JSON object", fix)
+    return config

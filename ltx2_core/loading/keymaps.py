@@ -1,0 +1,177 @@
+"""Key names of official, split and community files, as tables (fact sheet 1.2 and 9.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from ..types import Component
+
+STATISTICS = ("mean-of-means", "std-of-means")  # of the statistics in a file, those that the models use
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A part of a file that has one owner.
+
+    Attributes:
+        roots: prefixes under which it is found, official first; "" is a file that keeps no prefix.
+        anchors: how a key of such a part begins after the root; one of them is there.
+    """
+
+    roots: tuple[str, ...]
+    anchors: tuple[str, ...]
+
+    def root_in(self, keys: Iterable[str]) -> str | None:
+        """The prefix that this part has in a file, or None."""
+        for root in self.roots:
+            if any(key.startswith(tuple(root + anchor for anchor in self.anchors)) for key in keys):
+                return root
+        return None
+
+
+DIT = Tree(("model.diffusion_model.", "diffusion_model.", ""), ("patchify_proj.",))
+VIDEO_VAE = Tree(("vae.", ""), ("per_channel_statistics.mean-of-means",))
+AUDIO_VAE = Tree(("audio_vae.", ""), ("per_channel_statistics.mean-of-means",))
+VOCODER = Tree(("vocoder.",), ("",))
+PROJECTION = Tree(("text_embedding_projection.", ""), ("video_aggregate_embed.", "aggregate_embed."))
+
+# Parts of the text connector; official files keep them under the DiT's prefix.
+CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
+_PROJECTIONS_TO = tuple(f"{stream}aggregate_embed." for stream in ("", "video_", "audio_"))
+# What lies beside a DiT in its file, and is not its own
+_NOT_DIT = (*CONNECTORS, "vae.", "audio_vae.", "vocoder.", "text_embedding_projection.", *_PROJECTIONS_TO)
+
+
+@dataclass(frozen=True)
+class Move:
+    """Keys under a tree's root that start with ``prefix`` belong to a module, there starting with ``to``."""
+
+    tree: Tree
+    prefix: str
+    to: str = ""
+    but: tuple[str, ...] = ()  # except those that start with one of these
+
+
+def _autoencoder(tree: Tree, half: str) -> tuple[Move, ...]:
+    statistics = (f"per_channel_statistics.{name}" for name in STATISTICS)
+    return (Move(tree, f"{half}."), *(Move(tree, name, name) for name in statistics))
+
+
+# Where each component's tensors are; what a module needs in addition is reported as missing, strictly.
+COMPONENT_KEYS: Mapping[Component, tuple[Move, ...]] = {
+    Component.TRANSFORMER: (Move(DIT, "", but=_NOT_DIT),),
+    Component.TEXT_CONNECTOR: (
+        *(Move(DIT, prefix, prefix) for prefix in CONNECTORS),
+        *(Move(PROJECTION, prefix, f"text_embedding_projection.{prefix}") for prefix in _PROJECTIONS_TO),
+    ),
+    Component.VIDEO_ENCODER: _autoencoder(VIDEO_VAE, "encoder"),
+    Component.VIDEO_DECODER: _autoencoder(VIDEO_VAE, "decoder"),
+    Component.AUDIO_ENCODER: _autoencoder(AUDIO_VAE, "encoder"),
+    Component.AUDIO_DECODER: _autoencoder(AUDIO_VAE, "decoder"),
+    Component.VOCODER: (Move(VOCODER, ""),),
+}
+
+
+def component_keys(component: Component, keys: Collection[str]) -> dict[str, str]:
+    """Names of a component's tensors in a file: name in its module -> name in the file.
+
+    A root is taken off once, so that ``vocoder.vocoder.conv_pre`` becomes ``vocoder.conv_pre``.
+    """
+    found: dict[str, str] = {}
+    for move in COMPONENT_KEYS[component]:
+        root = move.tree.root_in(keys)
+        if root is not None:
+            start, but = root + move.prefix, tuple(root + other for other in move.but)
+            own = (key for key in keys if key.startswith(start) and not (but and key.startswith(but)))
+            found.update({move.to + key[len(start) :]: key for key in own})
+    return found
+
+
+# diffusers' names -> official names of what a LoRA can target. Whole leading path components.
+DIFFUSERS_TO_OFFICIAL: Mapping[str, str] = {
+    "proj_in": "patchify_proj",
+    "audio_proj_in": "audio_patchify_proj",
+    "time_embed": "adaln_single",
+    "audio_time_embed": "audio_adaln_single",
+    "prompt_adaln": "prompt_adaln_single",
+    "audio_prompt_adaln": "audio_prompt_adaln_single",
+    "av_cross_attn_video_scale_shift": "av_ca_video_scale_shift_adaln_single",
+    "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
+    "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
+    "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
+}
+
+# Prefixes of LoRA keys, longest first where one contains another.
+LORA_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
+UNDERSCORE_PREFIX = "lora_unet_"
+# Targets outside the DiT, official and diffusers names: they are left out, with a warning.
+LORA_TEXT_TARGETS = (
+    "text_embedding_projection.",
+    "text_embedding_projection_",
+    *CONNECTORS,
+    "connectors.",
+    "text_proj_in",
+    "video_text_proj_in",
+    "audio_text_proj_in",
+    "video_connector.",
+    "audio_connector.",
+    "lora_te",
+)
+
+# Ends of LoRA keys -> which of the three tensors it is
+LORA_ENDS: Mapping[str, str] = {
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+}
+# Ends of keys of other adapter kinds -> their name
+OTHER_ADAPTERS: Mapping[str, str] = {
+    ".diff": "full weight differences (.diff)",
+    ".diff_b": "bias differences (.diff_b)",
+    ".dora_scale": "DoRA magnitudes",
+    ".lora_magnitude_vector": "DoRA magnitudes",
+    ".lora_magnitude_vector.weight": "DoRA magnitudes",
+    ".lora_B.bias": "LoRA biases",
+    ".lora_mid.weight": "LoCon tensors",
+    ".hada_w1_a": "LoHa tensors",
+    ".lokr_w1": "LoKr tensors",
+    ".lokr_w1_a": "LoKr tensors",
+    ".reshape_weight": "reshaped weights",
+}
+
+_ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
+_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
+_BLOCK_LINEARS = (
+    *(f"{attention}.{projection}" for attention in _ATTENTIONS for projection in _PROJECTIONS),
+    *(f"{ff}.{layer}" for ff in ("ff", "audio_ff") for layer in ("net.0.proj", "net.2")),
+)
+_ADALN_LAYERS = ("linear", "emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2")
+_OUTER_LINEARS = (
+    *("patchify_proj", "audio_patchify_proj", "proj_out", "audio_proj_out", "proj_in", "audio_proj_in"),
+    *(f"{p}caption_projection.{layer}" for p in ("", "audio_") for layer in ("linear_1", "linear_2")),
+    *(
+        f"{adaln}.{layer}"
+        for adaln in (*DIFFUSERS_TO_OFFICIAL, *DIFFUSERS_TO_OFFICIAL.values())
+        if "proj" not in adaln
+        for layer in _ADALN_LAYERS
+    ),
+)
+_DOTTED: Mapping[str, str] = {name.replace(".", "_"): name for name in (*_BLOCK_LINEARS, *_OUTER_LINEARS)}
+_BLOCK = re.compile(r"transformer_blocks_(\d+)_(.+)")
+
+
+def dotted_name(underscored: str) -> str:
+    """The module path that ``lora_unet_*`` files write with underscores; unknown names come back unchanged."""
+    if match := _BLOCK.fullmatch(underscored):
+        return f"transformer_blocks.{match[1]}.{_DOTTED.get(match[2], match[2])}"
+    return _DOTTED.get(underscored, underscored)
+
+
+def official_name(name: str) -> str:
+    """A DiT module's official path, from that or from diffusers' path."""
+    head, dot, rest = name.partition(".")
+    return DIFFUSERS_TO_OFFICIAL.get(head, head) + dot + rest

@@ -1,0 +1,118 @@
+"""LoRA on a loaded transformer, by peft: injected once, its strength changed per phase without writing a weight.
+
+Works with peft 0.17 and newer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .lora_file import LoRAFile, LoRATarget, LoRAWeights, check_fit
+
+__all__ = [
+    "LoRAFile",
+    "LoRATarget",
+    "LoRAWeights",
+    "check_fit",
+    "delta_weight",
+    "inject",
+    "linear_layers",
+    "set_adapters",
+]
+
+# peft compares every layer with every other one of a call; in groups of this size 1,660 layers take 2 s, at once 8 s.
+_GROUP = 64
+
+
+def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear layer by module path."""
+    return {n: (m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+
+
+def inject(model: nn.Module, adapters: Sequence[tuple[str, LoRAFile]]) -> None:
+    """Reads LoRAs into adapters of ``model``, inactive until :func:`set_adapters` gives them a strength.
+
+    The matrices get the dtype and the device that the model's weights have.
+
+    Args:
+        adapters: name and file of each; names are unique and hold no dot. Every target is a linear layer of the
+            model with the right size, which :func:`check_fit` checks.
+    """
+    for name, lora in adapters:
+        _inject_layers(model, name, lora)
+        layers: dict[str, Any] = {path: model.get_submodule(path) for path in lora.targets}
+        base: Tensor = next(iter(layers.values())).base_layer.weight
+        for path, weights in lora.read(base.device, base.dtype).items():
+            layer = layers[path]
+            layer.lora_A[name].weight = nn.Parameter(weights.down, requires_grad=False)
+            layer.lora_B[name].weight = nn.Parameter(weights.up, requires_grad=False)
+            layer.lora_alpha[name] = weights.alpha
+    model.eval()
+    set_adapters(model, {name: 0.0 for name, _ in adapters})
+
+
+def _inject_layers(model: nn.Module, name: str, lora: LoRAFile) -> None:
+    """Wraps the target layers; the adapter's weights stay on the meta device."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    by_rank: dict[int, list[str]] = defaultdict(list)
+    for path, target in lora.targets.items():
+        by_rank[target.rank].append(path)
+    for rank, paths in by_rank.items():
+        for start in range(0, len(paths), _GROUP):
+            # A model of its own, of these layers only: no patterns to match, and peft looks at nothing else
+            group = nn.Module()
+            members = {str(number): path for number, path in enumerate(paths[start : start + _GROUP])}
+            for number, path in members.items():
+                group.add_module(number, model.get_submodule(path))
+            config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(members), init_lora_weights=False)
+            inject_adapter_in_model(config, group, adapter_name=name, low_cpu_mem_usage=True)
+            for number, path in members.items():
+                parent, _, child = path.rpartition(".")
+                setattr(model.get_submodule(parent), child, group.get_submodule(number))
+
+
+def set_adapters(model: nn.Module, strengths: Mapping[str, float]) -> None:
+    """Sets how strongly adapters change the model's output; no weight is written.
+
+    An adapter of strength 0 is not computed at all. Adapters that are not named keep their strength.
+
+    Raises:
+        ValueError: the model has no adapter of that name.
+    """
+    if not strengths:
+        return
+    found: set[str] = set()
+    for layer in _adapted_layers(model):
+        found.update(layer.scaling)
+        for name, strength in strengths.items():
+            layer.set_scale(name, strength)
+        active = [name for name, scale in layer.scaling.items() if scale]
+        if layer.active_adapters != active:
+            layer.set_adapter(active)
+            layer.requires_grad_(False)  # peft makes what it activates trainable
+    if unknown := set(strengths) - found:
+        raise ValueError(
+            f"no adapter named {', '.join(sorted(unknown))}; there are: {', '.join(sorted(found)) or 'none'}"
+        )
+
+
+def _adapted_layers(model: nn.Module) -> Iterator[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return (module for module in model.modules() if isinstance(module, LoraLayer))
+
+
+def delta_weight(layer: Any, adapter: str, strength: float) -> Tensor:
+    """strength * alpha / rank * up @ down of one layer that :func:`inject` wrapped.
+
+    This is what an adapter of this strength adds to the layer's weight, whatever strength it has now: (out, in), in the
+    adapter's dtype and on its device.
+    """
+    scale = strength * layer.lora_alpha[adapter] / layer.r[adapter]
+    delta: Tensor = layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight * scale
+    return delta

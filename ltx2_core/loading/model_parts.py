@@ -1,0 +1,152 @@
+"""Which file each part of a model comes from, and where its description is: one official file, or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import CheckpointError, ConfigError
+from ..types import Component
+from .checkpoint import SafetensorsFile
+from .component_source import Piece
+from .identify import FileKind, identify
+from .keymaps import CONNECTORS, component_keys
+
+T = TypeVar("T")
+
+# Sections of the metadata's ``config``, and the class that a file which holds one section alone states in its place.
+_SECTION_CLASSES: Mapping[str, str] = {"transformer": "AVTransformer3DModel", "vae": "CausalVideoAutoencoder"}
+_KEEP_METADATA = "Use the official file, or one converted with its metadata ('config') kept."
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The files that hold a model, opened.
+
+    Attributes:
+        checkpoint: the transformer, and everything that no other file brings.
+    """
+
+    checkpoint: SafetensorsFile
+    video_vae: SafetensorsFile | None = None
+    audio_vae: SafetensorsFile | None = None
+    text_projection: SafetensorsFile | None = None
+
+    @classmethod
+    def open(
+        cls, checkpoint: Path, video_vae: Path | None, audio_vae: Path | None, text_projection: Path | None
+    ) -> ModelParts:
+        """Reads headers, and checks that every file is what its setting asks for.
+
+        Raises:
+            CheckpointError: a file is unusable, or holds something else.
+        """
+        full = FileKind.FULL_MODEL
+        return cls(
+            _open(checkpoint, "checkpoint", full, FileKind.TRANSFORMER),
+            _open(video_vae, "video-vae", FileKind.VIDEO_VAE, full) if video_vae else None,
+            _open(audio_vae, "audio-vae", FileKind.AUDIO_VAE, full) if audio_vae else None,
+            _open(text_projection, "text-projection", FileKind.TEXT_PROJECTION, full) if text_projection else None,
+        )
+
+    def pieces(self, component: Component) -> tuple[Piece, ...]:
+        """Where a component's tensors are.
+
+        Raises:
+            CheckpointError: no file that was given holds any.
+        """
+        if component is Component.TEXT_CONNECTOR:
+            pieces = self._text_pieces()
+        else:
+            file = self._home(component)
+            pieces = [Piece(file, component_keys(component, file.tensors))]
+        pieces = [piece for piece in pieces if piece.names]
+        if not pieces:
+            raise self._lacks(component)
+        return tuple(pieces)
+
+    def config(self) -> dict[str, Any]:
+        """The description of all parts, one section each, from the file that holds the part or else the checkpoint.
+
+        Raises:
+            CheckpointError: neither has one.
+        """
+        homes = {
+            "transformer": self.checkpoint,
+            "vae": self.video_vae or self.checkpoint,
+            "audio_vae": self.audio_vae or self.checkpoint,
+            "vocoder": self.audio_vae or self.checkpoint,
+        }
+        return {section: self._section(section, home) for section, home in homes.items()}
+
+    def file_of(self, section: str) -> SafetensorsFile:
+        """The file that describes a section, for errors about it."""
+        home = {"vae": self.video_vae, "audio_vae": self.audio_vae, "vocoder": self.audio_vae}.get(section)
+        return home if home is not None and _own_section(section, home) is not None else self.checkpoint
+
+    def _home(self, component: Component) -> SafetensorsFile:
+        if component in (Component.VIDEO_ENCODER, Component.VIDEO_DECODER):
+            return self.video_vae or self.checkpoint
+        if component in (Component.AUDIO_ENCODER, Component.AUDIO_DECODER, Component.VOCODER):
+            return self.audio_vae or self.checkpoint
+        return self.checkpoint
+
+    def _text_pieces(self) -> list[Piece]:
+        """Connectors and projections lie in one file or in two; the projection's own file comes first."""
+        taken: set[str] = set()
+        pieces = []
+        for file in (self.text_projection, self.checkpoint):
+            if file is not None:
+                names = component_keys(Component.TEXT_CONNECTOR, file.tensors)
+                own = {name: key for name, key in names.items() if name.split(".")[0] not in taken}
+                taken |= {name.split(".")[0] for name in own}
+                pieces.append(Piece(file, own))
+        if taken == {connector.rstrip(".") for connector in CONNECTORS}:
+            problem = "holds no text projection (text_embedding_projection.*)"
+            raise self.checkpoint.error(problem, "Give the text projection's file (text-projection) as well.")
+        return pieces
+
+    def _section(self, section: str, home: SafetensorsFile) -> Any:
+        for file in (home, self.checkpoint):
+            found = _own_section(section, file)
+            if found is not None:
+                return found
+        raise home.error(f"carries no description of its model (section {section!r} of its metadata)", _KEEP_METADATA)
+
+    def _lacks(self, component: Component) -> CheckpointError:
+        file, what = self._home(component), component.value.replace("_", " ")
+        settings = {"v": "video-vae", "a": "audio-vae", "t": "text-projection"}
+        setting = "audio-vae" if component is Component.VOCODER else settings[component.value[0]]
+        fix = f"Give the file that holds it ({setting}), or use the full official checkpoint."
+        return file.error(f"holds no {what} ({identify(file)})", fix)
+
+
+def naming_file(parts: ModelParts, section: str, read: Callable[[], T]) -> T:
+    """Reads one section's description; an error in it names the file."""
+    try:
+        return read()
+    except ConfigError as error:
+        name = parts.file_of(section).path.name
+        raise ConfigError(error.key, error.value, f"{error.problem} (in the metadata of {name})", error.fix) from error
+
+
+def _own_section(section: str, file: SafetensorsFile) -> Any:
+    config = file.config or {}
+    if section not in config and config.get("_class_name") == _SECTION_CLASSES.get(section, "none"):
+        return config
+    return config.get(section)
+
+
+def _open(path: Path, setting: str, *kinds: FileKind) -> SafetensorsFile:
+    file = SafetensorsFile.open(path, setting)
+    found = identify(file)
+    if found.kind not in kinds:
+        wanted = " or ".join(kind.value for kind in kinds)
+        if found.kind is FileKind.UNKNOWN:
+            problem = "does not look like any LTX-2 file"
+        else:
+            problem = f"is {found}, not an LTX-2 {wanted}"
+        raise file.error(problem, f"Give an LTX-2 or LTX-2.3 file for {setting}: {wanted}.")
+    return file

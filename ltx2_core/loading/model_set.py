@@ -1,0 +1,329 @@
+"""Everything a pipeline needs of a set of model files: checked from the headers at once, loaded part by part later."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from ..errors import CheckpointError, ConfigError, SettingError
+from ..models.audio_vae import AudioVAEConfig
+from ..models.audio_vae.decoder import AudioDecoder
+from ..models.audio_vae.encoder import AudioEncoder
+from ..models.text.config import TextConfig
+from ..models.text.connector import TextConnector
+from ..models.text.gemma import GemmaSource, PromptTokenizer
+from ..models.transformer.config import TransformerConfig
+from ..models.transformer.model import LTXTransformer
+from ..models.upsampler import LatentUpsampler, UpsamplerConfig
+from ..models.video_vae.config import VideoVAEConfig
+from ..models.video_vae.decoder import VideoDecoder
+from ..models.video_vae.encoder import VideoEncoder
+from ..models.vocoder import VocoderConfig, build_vocoder
+from ..types import AudioGeometry, Component, Phase, ScaleFactors
+from .checkpoint import SafetensorsFile
+from .component_source import ComponentSource, Piece
+from .identify import FileKind, identify
+from .lora import LoRAFile, check_fit, inject, linear_layers, set_adapters
+from .model_parts import ModelParts, naming_file
+
+__all__ = ["Adapter", "LoRASource", "ModelFiles", "ModelSet"]
+
+logger = logging.getLogger("ltx2.loading")
+
+Stage = Literal["1", "2", "both"]
+DISTILLED = "distilled"  # name of the distilled LoRA's adapter
+_STAGES: Mapping[Phase, Stage] = {Phase.STAGE_1: "1", Phase.STAGE_2: "2"}
+
+
+@dataclass(frozen=True)
+class LoRASource:
+    """A user's LoRA: its file, its strength, and the stages in which it is active."""
+
+    path: Path
+    strength: float = 1.0
+    stage: Stage = "both"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Which files to load.
+
+    Attributes:
+        checkpoint: the official single file, or one with the transformer alone; then the next ones bring the rest.
+        gemma: folder or single file of the text encoder.
+        upsampler, distilled_lora: what the second stage needs.
+        video_vae, audio_vae, text_projection: parts that come from files of their own; ``audio_vae`` holds the vocoder.
+    """
+
+    checkpoint: Path
+    gemma: Path
+    upsampler: Path | None = None
+    distilled_lora: Path | None = None
+    loras: tuple[LoRASource, ...] = ()
+    video_vae: Path | None = None
+    audio_vae: Path | None = None
+    text_projection: Path | None = None
+
+    def by_role(self) -> dict[str, str]:
+        """Role to path of every file that is given."""
+        paths = {name: value for name, value in vars(self).items() if isinstance(value, Path)}
+        paths |= {f"lora_{number}": lora.path for number, lora in enumerate(self.loras, 1)}
+        return {role: str(path) for role, path in paths.items()}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA under the name that it has in the transformer; ``source`` is None for the distilled one."""
+
+    name: str
+    lora: LoRAFile
+    source: LoRASource | None
+
+    def strength(self, stage: Stage, distilled_strength: tuple[float, float]) -> float:
+        if self.source is None:
+            return distilled_strength[0 if stage == "1" else 1]
+        return self.source.strength if self.source.stage in (stage, "both") else 0.0
+
+
+@dataclass(frozen=True)
+class ModelSet:
+    """Model files that fit each other. Weights are read by :meth:`build` only.
+
+    Attributes:
+        dtype: of the loaded weights; the vocoder's are float32.
+        adapters: LoRAs, in the order of their injection.
+    """
+
+    files: ModelFiles
+    dtype: torch.dtype
+    transformer: TransformerConfig
+    text: TextConfig
+    video_vae: VideoVAEConfig
+    audio_vae: AudioVAEConfig
+    vocoder: VocoderConfig
+    upsampler: UpsamplerConfig | None
+    gemma: GemmaSource
+    adapters: tuple[Adapter, ...]
+    sources: Mapping[Component, ComponentSource]
+
+    @classmethod
+    def open(cls, files: ModelFiles, dtype: torch.dtype) -> ModelSet:
+        """Reads headers and metadata, and checks everything that can be checked without weights.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, of another model or generation, or does not fit the others.
+            ConfigError: a description in the metadata is incomplete or not supported.
+            SettingError: a LoRA's strength or stage cannot work.
+        """
+        _check_loras(files.loras)
+        parts = ModelParts.open(files.checkpoint, files.video_vae, files.audio_vae, files.text_projection)
+        config = parts.config()
+        pieces = {component: parts.pieces(component) for component in _FROM_PARTS}
+        transformer = naming_file(parts, "transformer", lambda: TransformerConfig.from_metadata(config))
+        inputs = _projection_inputs(pieces[Component.TEXT_CONNECTOR])
+        text = naming_file(parts, "transformer", lambda: TextConfig.from_metadata(config, inputs))
+        video = naming_file(parts, "vae", lambda: VideoVAEConfig.from_metadata(config))
+        audio = naming_file(parts, "audio_vae", lambda: AudioVAEConfig.from_metadata(config))
+        vocoder = naming_file(parts, "vocoder", lambda: VocoderConfig.from_metadata(config))
+        _check_latents(transformer, video, audio)
+        creators: dict[Component, Callable[[], nn.Module]] = {
+            Component.TRANSFORMER: lambda: LTXTransformer(transformer),
+            Component.TEXT_CONNECTOR: lambda: TextConnector(text),
+            Component.VIDEO_ENCODER: lambda: VideoEncoder(video),
+            Component.VIDEO_DECODER: lambda: VideoDecoder(video),
+            Component.AUDIO_ENCODER: lambda: AudioEncoder(audio),
+            Component.AUDIO_DECODER: lambda: AudioDecoder(audio),
+            Component.VOCODER: lambda: build_vocoder(vocoder),
+        }
+        sources, layers = {}, {}
+        for component, create in creators.items():
+            sources[component], module = ComponentSource.checked(component, pieces[component], create)
+            if component is Component.TRANSFORMER:
+                layers = linear_layers(module)
+        upsampler = None
+        if files.upsampler is not None:
+            upsampler, sources[Component.UPSAMPLER] = _open_upsampler(files.upsampler, video, parts.checkpoint)
+        adapters = _open_adapters(files, layers, transformer.generation)
+        gemma = _open_gemma(files.gemma, text)
+        return cls(files, dtype, transformer, text, video, audio, vocoder, upsampler, gemma, adapters, sources)
+
+    @property
+    def generation(self) -> str:
+        """ "2.0" or "2.3"."""
+        return self.transformer.generation
+
+    @property
+    def num_layers(self) -> int:
+        return self.transformer.num_layers
+
+    @property
+    def latent_channels(self) -> int:
+        return self.video_vae.latent_channels
+
+    @property
+    def scale(self) -> ScaleFactors:
+        return self.video_vae.scale
+
+    @property
+    def audio_geometry(self) -> AudioGeometry:
+        return self.audio_vae.geometry
+
+    @property
+    def has_upsampler(self) -> bool:
+        return self.upsampler is not None
+
+    @property
+    def has_distilled_lora(self) -> bool:
+        return any(adapter.source is None for adapter in self.adapters)
+
+    @property
+    def file_names(self) -> Mapping[str, str]:
+        return self.files.by_role()
+
+    def tokenizer(self) -> PromptTokenizer:
+        return self.gemma.load_tokenizer()
+
+    def build(self, component: Component, device: torch.device | str) -> nn.Module:
+        """Loads a component onto ``device``, for inference.
+
+        The transformer has every LoRA in it, inactive until :meth:`set_phase`.
+
+        Raises:
+            CheckpointError: a file changed since it was opened, or cannot be read.
+            SettingError: no file holds the component.
+        """
+        device = torch.device(device)
+        if component is Component.TEXT_ENCODER:
+            return self.gemma.load_model(self.dtype, device)
+        module = self._source(component).build(device, self._dtype(component))
+        if component is Component.TRANSFORMER and self.adapters:
+            inject(module, [(adapter.name, adapter.lora) for adapter in self.adapters])
+        return module
+
+    def component_bytes(self, component: Component) -> int:
+        """Bytes of a loaded component, for the transformer without its LoRAs (:meth:`adapter_bytes`)."""
+        if component is Component.TEXT_ENCODER:
+            return self.gemma.bytes // self.gemma.dtype.itemsize * self.dtype.itemsize
+        return self._source(component).nbytes(self._dtype(component))
+
+    def adapter_bytes(self) -> int:
+        """Bytes of all loaded LoRAs."""
+        return sum(adapter.lora.parameters for adapter in self.adapters) * self.dtype.itemsize
+
+    def adapter_strengths(self, phase: Phase, distilled_strength: tuple[float, float]) -> Mapping[str, float]:
+        """Strength of every adapter in a denoising stage; empty in the other phases, which change none.
+
+        Args:
+            distilled_strength: of the distilled LoRA in stage 1 and in stage 2.
+        """
+        stage = _STAGES.get(phase)
+        if stage is None:
+            return {}
+        return {adapter.name: adapter.strength(stage, distilled_strength) for adapter in self.adapters}
+
+    def set_phase(self, transformer: nn.Module, phase: Phase, distilled_strength: tuple[float, float]) -> None:
+        """Gives every adapter its strength for a phase; phases other than the two stages leave them as they are."""
+        set_adapters(transformer, self.adapter_strengths(phase, distilled_strength))
+
+    def _dtype(self, component: Component) -> torch.dtype:
+        return torch.float32 if component is Component.VOCODER else self.dtype
+
+    def _source(self, component: Component) -> ComponentSource:
+        if component not in self.sources:
+            what = component.value.replace("_", "-")
+            raise SettingError(what, None, "is not given", f"Give the file for {what}.")
+        return self.sources[component]
+
+
+_FROM_PARTS = (
+    Component.TRANSFORMER,
+    Component.TEXT_CONNECTOR,
+    Component.VIDEO_ENCODER,
+    Component.VIDEO_DECODER,
+    Component.AUDIO_ENCODER,
+    Component.AUDIO_DECODER,
+    Component.VOCODER,
+)
+
+
+def _check_loras(loras: tuple[LoRASource, ...]) -> None:
+    for lora in loras:
+        if not math.isfinite(lora.strength):
+            raise SettingError("lora strength", lora.strength, "must be a finite number", "1 applies the LoRA as made.")
+        if lora.stage not in ("1", "2", "both"):
+            raise SettingError("lora stage", lora.stage, "is not a stage", "Choose 1, 2 or both.")
+
+
+def _projection_inputs(pieces: tuple[Piece, ...]) -> int | None:
+    """Inputs of the text projection, which the metadata does not name."""
+    for piece in pieces:
+        for name, key in piece.names.items():
+            shape = piece.file.tensors[key].shape
+            if name.endswith("aggregate_embed.weight") and len(shape) == 2:
+                return shape[1]
+    return None
+
+
+def _check_latents(transformer: TransformerConfig, video: VideoVAEConfig, audio: AudioVAEConfig) -> None:
+    """The transformer's tokens must be the autoencoders' latents."""
+    fix = "Use the files of one release."
+    if transformer.video.channels != video.latent_channels:
+        problem = f"differs from the video VAE's {video.latent_channels} latent channels"
+        raise ConfigError("transformer.in_channels", transformer.video.channels, problem, fix)
+    token = audio.geometry.channels * audio.geometry.mel_bins
+    if transformer.audio.channels != token:
+        problem = f"differs from the audio VAE's {token} numbers per latent frame"
+        raise ConfigError("transformer.audio_in_channels", transformer.audio.channels, problem, fix)
+
+
+def _open_upsampler(
+    path: Path, video: VideoVAEConfig, checkpoint: SafetensorsFile
+) -> tuple[UpsamplerConfig, ComponentSource]:
+    file = SafetensorsFile.open(path, "upsampler")
+    found = identify(file)
+    fix = "Use the spatial x2 upsampler of the checkpoint's release, such as ltx-2.3-spatial-upscaler-x2-1.1."
+    if found.kind is not FileKind.UPSAMPLER:
+        raise file.error(f"is no latent upsampler ({found})", fix)
+    config = UpsamplerConfig.from_metadata(file.config, {name: info.shape for name, info in file.tensors.items()})
+    if (config.temporal_factor, config.spatial_factor) != (1, 2):
+        raise file.error(f"is an upsampler of another kind ({config.kind.value})", fix)
+    if config.latent_channels != video.latent_channels:
+        problem = f"is made for latents of {config.latent_channels} channels; the video VAE has {video.latent_channels}"
+        raise file.error(problem, fix)
+    versions = [v[:3] for v in (file.model_version, checkpoint.model_version) if v]
+    if len(set(versions)) > 1:
+        logger.warning("The upsampler is of LTX-%s, the checkpoint of LTX-%s: their latents differ.", *versions)
+    pieces = [Piece(file, {name: name for name in file.tensors})]
+    source, _ = ComponentSource.checked(Component.UPSAMPLER, pieces, lambda: LatentUpsampler(config))
+    return config, source
+
+
+def _open_adapters(files: ModelFiles, layers: Mapping[str, tuple[int, int]], generation: str) -> tuple[Adapter, ...]:
+    adapters = []
+    if files.distilled_lora is not None:
+        adapters.append(Adapter(DISTILLED, LoRAFile.open(files.distilled_lora, "distilled-lora"), None))
+    for number, source in enumerate(files.loras, 1):
+        adapters.append(Adapter(f"lora_{number}", LoRAFile.open(source.path, "lora"), source))
+    for adapter in adapters:
+        check_fit(adapter.lora, layers, generation)
+    return tuple(adapters)
+
+
+def _open_gemma(path: Path, text: TextConfig) -> GemmaSource:
+    gemma = GemmaSource.open(path, "gemma")
+    fix = "Use the text encoder of the release: Gemma 3 12B for the official files."
+    for what, value, expected in (
+        ("a hidden size", gemma.hidden_size, text.text_width),
+        ("a number of layers", gemma.num_layers, text.num_states - 1),
+    ):
+        if value != expected:
+            problem = f"has {what} of {value}; the checkpoint's text projection is made for {expected}"
+            raise CheckpointError("gemma", path, problem, fix)
+    return gemma
