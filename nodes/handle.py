@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
@@ -17,6 +18,8 @@ from ..ltx2_core.loading.lora import set_adapters
 from ..ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipes import Recipe, official_recipe
+
+log = logging.getLogger("ltx2.nodes")
 
 DEVICE_MODES = ("auto", "resident", "snapshot", "snapshot-low", "original")
 
@@ -95,6 +98,7 @@ class PipelineRegistry:
                 models = ModelSet.open(files, dtype)
                 residency = OneDeviceResidency(models.build, device, set_adapters, reason)
                 self.clear()
+                log.info("opened the models of %s (LTX-%s, %s)", files.checkpoint.name, models.generation, dtype)
                 self._key, self._release = key, residency.release
                 self._handle = PipelineHandle(Pipeline(models, residency), context_widths(models))
             return self._handle

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..ltx2_core.errors import LTX2Error
-from ..ltx2_core.recipes import official_recipe
+from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.recipes import RECIPE_NAMES, official_recipe
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.stages.validate import check_size
 from ..ltx2_core.types import ImageCondition, ScaleFactors
@@ -53,7 +53,7 @@ def problem_when_queued(
 ) -> str | None:
     """What is wrong with a clip's size, in words, or None. Inputs that come over a link are None: not known yet."""
     try:
-        stages = official_recipe(preset, _ANY_GENERATION).stages if preset is not None else 1
+        stages = 1 if preset is None else _stages(preset)
         whole = stages * _RELEASED_SCALE.height
         check_size(
             whole if width is None else width,
@@ -66,3 +66,9 @@ def problem_when_queued(
     except LTX2Error as error:
         return str(error)
     return None
+
+
+def _stages(preset: str) -> int:
+    if preset not in RECIPE_NAMES:
+        raise SettingError("preset", preset, "is not a known preset", f"Choose one of: {', '.join(RECIPE_NAMES)}.")
+    return official_recipe(preset, _ANY_GENERATION).stages

@@ -1,10 +1,16 @@
-"""Loads the checkout under its one package name, whatever its folder is called."""
+"""Loads the checkout under its one package name, whatever its folder is called, and finds a ComfyUI to test against."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "ltx2_two_stage"
@@ -23,3 +29,49 @@ def _load_root_package() -> None:
 
 
 _load_root_package()
+
+
+class ComfyUI(NamedTuple):
+    """A real ComfyUI to test against, and the Python that has its packages."""
+
+    folder: Path
+    python: Path
+
+
+def _comfyui_folders() -> Iterator[Path]:
+    if named := os.environ.get("COMFYUI_PATH"):
+        yield Path(named)
+        return
+    for parent in ROOT.parents:  # the checkout lies in custom_nodes, or beside a ComfyUI
+        yield from (parent, parent / "ComfyUI")
+    yield Path.home() / "comfy" / "ComfyUI"  # comfy-cli's workspace
+
+
+def _comfyui_pythons(folder: Path) -> Iterator[Path]:
+    if named := os.environ.get("COMFYUI_PYTHON"):
+        yield Path(named)
+        return
+    for venv in (folder / ".venv", folder / "venv", folder.parent / ".venv", folder.parent / "venv"):
+        yield from (venv / "bin" / "python", venv / "Scripts" / "python.exe")
+
+
+def find_comfyui() -> ComfyUI | str:
+    """The first ComfyUI found, or why there is none."""
+    advice = "set COMFYUI_PATH to a checkout and COMFYUI_PYTHON to the Python that has its packages"
+    for folder in _comfyui_folders():
+        if (folder / "main.py").is_file() and (folder / "comfy_api").is_dir():
+            python = next((python for python in _comfyui_pythons(folder) if python.is_file()), None)
+            return ComfyUI(folder, python) if python else f"{folder} has no virtual environment: {advice}"
+    return f"no ComfyUI was found: {advice}"
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> ComfyUI:
+    """A real ComfyUI; without one the test is skipped with a warning, or fails where REQUIRE_COMFYUI=1."""
+    found = find_comfyui()
+    if isinstance(found, ComfyUI):
+        return found
+    if os.environ.get("REQUIRE_COMFYUI") == "1":
+        pytest.fail(f"REQUIRE_COMFYUI=1, but {found}")
+    warnings.warn(f"the ComfyUI tests did NOT run: {found}", stacklevel=1)
+    pytest.skip(found)

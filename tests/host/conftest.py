@@ -1,0 +1,163 @@
+"""A running ComfyUI with this pack and tiny model files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
+from ltx2_two_stage.ltx2_core.loading.synthetic_gemma import write_tiny_gemma
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = "ltx2-two-stage"
+START_LIMIT, RUN_LIMIT = 180.0, 240.0  # seconds, on two busy cores
+
+Prompt = dict[str, dict[str, Any]]
+
+
+class Host:
+    """One ComfyUI process on a free port, with a base folder of its own."""
+
+    def __init__(self, folder: Path, python: Path, base: Path) -> None:
+        self.base, self.log_file = base, base / "log.txt"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        command = [str(python), "main.py", "--cpu", "--base-directory", str(base), "--port", str(port)]
+        command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"]
+        with self.log_file.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def wait_until_up(self) -> None:
+        limit = time.monotonic() + START_LIMIT
+        while time.monotonic() < limit:
+            assert self.process.poll() is None, f"ComfyUI ended at once:\n{self.log}"
+            try:
+                self.get("/system_stats")
+                return
+            except OSError:
+                time.sleep(0.3)
+        raise AssertionError(f"ComfyUI did not start in {START_LIMIT} s:\n{self.log}")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """The answer's JSON, also of a refusal."""
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as refusal:
+            text = refusal.read()
+        return json.loads(text) if text else None
+
+    def queue(self, prompt: Prompt) -> str:
+        answer = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
+        assert "prompt_id" in answer, json.dumps(answer, indent=1)
+        return str(answer["prompt_id"])
+
+    def refusal(self, prompt: Prompt) -> str:
+        """What ComfyUI says about a prompt that it does not queue."""
+        answer = self.post("/prompt", {"prompt": prompt, "client_id": uuid.uuid4().hex})
+        assert answer.get("error"), "the prompt was queued"
+        return json.dumps(answer["node_errors"])
+
+    def wait(self, prompt_id: str) -> dict[str, Any]:
+        """The history entry of a prompt that has ended."""
+        limit = time.monotonic() + RUN_LIMIT
+        while time.monotonic() < limit:
+            assert self.process.poll() is None, f"ComfyUI ended:\n{self.log[-4000:]}"
+            history: dict[str, dict[str, Any]] = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return history[prompt_id]
+            time.sleep(0.1)
+        raise AssertionError(f"the prompt did not end in {RUN_LIMIT} s:\n{self.log[-4000:]}")
+
+    def run(self, prompt: Prompt) -> dict[str, list[Path]]:
+        """Runs a prompt that must succeed; the files that each node saved, by node id."""
+        entry = self.wait(self.queue(prompt))
+        assert entry["status"]["status_str"] == "success", json.dumps(entry["status"], indent=1)
+        return {node: list(self._files(output)) for node, output in entry["outputs"].items()}
+
+    def failure(self, prompt: Prompt) -> str:
+        """Message of the node that fails in a prompt."""
+        entry = self.wait(self.queue(prompt))
+        assert entry["status"]["status_str"] == "error", json.dumps(entry["status"], indent=1)
+        details = dict(entry["status"]["messages"])["execution_error"]
+        return str(details["exception_message"])
+
+    def _files(self, output: Mapping[str, Any]) -> Iterator[Path]:
+        for items in output.values():
+            for item in items if isinstance(items, list) else []:
+                if isinstance(item, dict) and "filename" in item:
+                    yield self.base / item["type"] / item["subfolder"] / item["filename"]
+
+
+def _place_files(base: Path, tiny: Path) -> None:
+    """Puts tiny files of both generations where users put the official ones."""
+    for variant in ("2.3", "2.0"):
+        files = write_tiny(tiny / variant, variant)
+        for folder, path in (
+            ("checkpoints", files.checkpoint),
+            ("loras", files.distilled_lora),
+            ("latent_upscale_models", files.upsampler),
+        ):
+            target = base / "models" / folder
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target / path.name)
+        shutil.copytree(files.gemma, base / "models" / "text_encoders" / f"gemma-{variant}")
+    _place_wrong_files(base / "models")
+
+
+def _place_wrong_files(models: Path) -> None:
+    """What users choose by mistake: another kind of model, half a download, another text encoder."""
+    lora = next((models / "loras").glob("*.safetensors"))
+    shutil.copy(lora, models / "latent_upscale_models" / "a-lora.safetensors")
+    checkpoint = (models / "checkpoints" / "ltx-2.3-22b-dev.safetensors").read_bytes()
+    (models / "checkpoints" / "cut.safetensors").write_bytes(checkpoint[: len(checkpoint) // 2])
+    write_tiny_gemma(models / "text_encoders" / "gemma-wide", 96, 4, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+    (base / "input").mkdir()
+    shutil.copy(comfyui.folder / "input" / "example.png", base / "input")
+    _place_files(base, tmp_path_factory.mktemp("tiny"))
+    running = Host(comfyui.folder, comfyui.python, base)
+    try:
+        running.wait_until_up()
+        yield running
+    finally:
+        running.stop()

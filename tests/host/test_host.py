@@ -1,0 +1,377 @@
+"""The pack inside a real ComfyUI, on tiny files: nodes, example workflows, errors, interrupts, memory between runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
+
+# The smallest clip that still has two latent frames
+WIDTH, HEIGHT, FRAMES, FPS, STEPS = 128, 64, 9, 24.0, 2
+LOADER = {
+    "class_type": "LTX2TwoStageLoader",
+    "inputs": {
+        "checkpoint": "ltx-2.3-22b-dev.safetensors",
+        "text_encoder": "gemma-2.3",
+        "distilled_lora": "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+        "upsampler": "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        "dtype": "auto",
+        "device_mode": "auto",
+    },
+}
+LOADER_2_0 = {
+    "class_type": "LTX2TwoStageLoader",
+    "inputs": {
+        **LOADER["inputs"],  # type: ignore[dict-item]
+        "checkpoint": "ltx-2-19b-dev.safetensors",
+        "text_encoder": "gemma-2.0",
+        "distilled_lora": "ltx-2-19b-distilled-lora-384.safetensors",
+        "upsampler": "ltx-2-spatial-upscaler-x2-1.0.safetensors",
+    },
+}
+TEXTS = {"prompt": "A red kite climbs over a windy beach, waves roar.", "negative_prompt": "blurry, silent"}
+CLIP = {
+    "preset": "two-stage",
+    "width": WIDTH,
+    "height": HEIGHT,
+    "frames": FRAMES,
+    "fps": FPS,
+    "seed": 7,
+    "steps": STEPS,
+}
+Prompt = dict[str, dict[str, Any]]
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def save_latent(latent: list[Any], prefix: str) -> Prompt:
+    """Both streams through the host's own nodes into files."""
+    return {
+        f"{prefix}split": node("LTXVSeparateAVLatent", av_latent=latent),
+        f"{prefix}video": node("SaveLatent", samples=[f"{prefix}split", 0], filename_prefix=f"{prefix}video"),
+        f"{prefix}audio": node("SaveLatent", samples=[f"{prefix}split", 1], filename_prefix=f"{prefix}audio"),
+    }
+
+
+def separate(loader: dict[str, Any] = LOADER, images: bool = False, **changes: Any) -> Prompt:
+    prompt = {
+        "loader": loader,
+        "text": node("LTX2TwoStageTextEncode", pipeline=["loader", 0], **TEXTS),
+        "stage1": node(
+            "LTX2TwoStageDenoise",
+            pipeline=["loader", 0],
+            positive=["text", 0],
+            negative=["text", 1],
+            **{**CLIP, **changes},
+        ),
+        "up": node("LTX2TwoStageUpsample", pipeline=["stage1", 0], latent=["stage1", 1]),
+        "switch": node("LTX2TwoStageLoRASwitch", pipeline=["stage1", 0], stage="stage 2", strength=1.0),
+        "stage2": node(
+            "LTX2TwoStageRefine",
+            pipeline=["switch", 0],
+            positive=["text", 0],
+            latent=["up", 0],
+            audio_source="preset",
+        ),
+        "decode": node("LTX2TwoStageDecode", pipeline=["stage2", 0], latent=["stage2", 1], fps=0.0),
+        "save": node("SaveVideo", video=["decode", 2], filename_prefix="separate", format="auto", codec="auto"),
+        **save_latent(["stage2", 1], "separate"),
+    }
+    if images:
+        prompt |= conditioned(prompt["stage1"])
+    return prompt
+
+
+def generate(loader: dict[str, Any] = LOADER, images: bool = False, **changes: Any) -> Prompt:
+    prompt = {
+        "loader": loader,
+        "all": node("LTX2TwoStageGenerate", pipeline=["loader", 0], **TEXTS, **{**CLIP, **changes}),
+        "save": node("SaveVideo", video=["all", 0], filename_prefix="generate", format="auto", codec="auto"),
+        **save_latent(["all", 3], "generate"),
+    }
+    if images:
+        prompt |= conditioned(prompt["all"])
+    return prompt
+
+
+def conditioned(target: dict[str, Any]) -> Prompt:
+    """Two chained images: the first frame, and a keyframe at the end that is only partly kept."""
+    target["inputs"]["images"] = ["last", 0]
+    return {
+        "picture": node("LoadImage", image="example.png"),
+        "first": node("LTX2TwoStageImageCondition", image=["picture", 0], frame=0, strength=1.0),
+        "last": node(
+            "LTX2TwoStageImageCondition", image=["picture", 0], frame=FRAMES - 1, strength=0.6, images=["first", 0]
+        ),
+    }
+
+
+def latents(outputs: dict[str, list[Path]], prefix: str) -> tuple[Tensor, Tensor]:
+    def read(path: Path) -> Tensor:
+        with safe_open(path, "pt") as file:
+            return file.get_tensor("latent_tensor")
+
+    return read(outputs[f"{prefix}video"][0]), read(outputs[f"{prefix}audio"][0])
+
+
+def check_clip(path: Path, width: int, height: int, frames: int, fps: float) -> None:
+    """Picture of the right size and length, not flat, and sound as long, not silent."""
+    with av.open(str(path)) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        assert (video.width, video.height) == (width, height)
+        assert float(video.average_rate) == pytest.approx(fps)
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video)]
+        assert len(pictures) == frames
+        assert pictures[0].std() > 2
+        container.seek(0)
+        sound = [frame.to_ndarray() for frame in container.decode(audio)]
+        samples = sum(part.shape[-1] for part in sound)
+        # AAC rounds up to its frames of 1024 samples and adds one of priming
+        assert abs(samples / audio.rate - frames / fps) < 0.05 + 2 * 1024 / audio.rate
+        assert max(float(abs(part).max()) for part in sound) > 1e-3
+
+
+def api_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> Prompt:
+    """A saved graph as the page would queue it: links by slot, widget values in the order of the declared inputs."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt: Prompt = {}
+    for item in workflow["nodes"]:
+        if item["type"] not in info:
+            assert item["type"] == "MarkdownNote", item["type"]
+            continue
+        declared = info[item["type"]]
+        slots = {slot["name"]: slot for slot in item["inputs"]}
+        values, inputs = iter(item["widgets_values"]), {}
+        specs = {**declared["input"]["required"], **declared["input"].get("optional", {})}
+        order = [*declared["input_order"]["required"], *declared["input_order"].get("optional", [])]
+        for name in order:
+            kind, options = specs[name][0], (specs[name][1] if len(specs[name]) > 1 else {})
+            widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+            if widget or kind.startswith("COMFY_DYNAMICCOMBO"):
+                inputs[name] = next(values)
+                if options.get("control_after_generate") or options.get("image_upload"):
+                    next(values)
+            elif slots[name]["link"] is not None:
+                inputs[name] = links[slots[name]["link"]]
+        assert not list(values), f"{item['type']} has values for widgets that it does not have"
+        prompt[str(item["id"])] = {"class_type": item["type"], "inputs": inputs}
+    return prompt
+
+
+def our_nodes(host: Any) -> dict[str, Any]:
+    return {name: node for name, node in host.get("/object_info").items() if name.startswith("LTX2TwoStage")}
+
+
+def test_the_pack_loads_without_a_complaint(host: Any) -> None:
+    assert "IMPORT FAILED" not in host.log
+    assert "Traceback" not in host.log
+    nodes = our_nodes(host)
+    assert len(nodes) == 9
+    for name, info in nodes.items():
+        assert info["category"] == "LTX-2 Two-Stage"
+        assert info["description"]
+        declared = {**info["input"]["required"], **info["input"].get("optional", {})}
+        assert all(spec[1].get("tooltip") for spec in declared.values()), name
+        assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"]), name
+
+
+def test_the_loader_lists_files_and_folders(host: Any) -> None:
+    inputs = our_nodes(host)["LTX2TwoStageLoader"]["input"]["required"]
+    assert "ltx-2.3-22b-dev.safetensors" in inputs["checkpoint"][1]["options"]
+    encoders = inputs["text_encoder"][1]["options"]
+    assert encoders == ["gemma-2.0", "gemma-2.3", "gemma-wide"], "weights inside a folder are not offered on their own"
+    assert inputs["upsampler"][1]["options"][0] == "none"
+
+
+def test_the_template_browser_lists_the_workflows(host: Any) -> None:
+    templates = host.get("/api/workflow_templates")
+    assert sorted(templates["ltx2-two-stage"]) == [path.stem for path in WORKFLOWS]
+    for path in WORKFLOWS:
+        served = host.get(f"/api/workflow_templates/ltx2-two-stage/{path.name}")
+        assert served == json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_example_workflows_run_from_start_to_video(host: Any, path: Path) -> None:
+    prompt = api_prompt(json.loads(path.read_text(encoding="utf-8")), host.get("/object_info"))
+    # Official defaults, but for what makes a tiny run tiny
+    for item in prompt.values():
+        if item["class_type"] == "LTX2TwoStageLoader":
+            assert item["inputs"]["checkpoint"] == LOADER["inputs"]["checkpoint"]  # type: ignore[index]
+            item["inputs"]["text_encoder"] = "gemma-2.3"
+        if "width" in item["inputs"]:
+            official = {"width": 768, "height": 512, "frames": 121, "fps": 24, "seed": 10, "steps": 0}
+            assert {key: item["inputs"][key] for key in official} == official
+            item["inputs"] |= {"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "steps": STEPS}
+    saver = next(key for key, item in prompt.items() if item["class_type"] == "SaveVideo")
+    outputs = host.run(prompt)
+    check_clip(outputs[saver][0], WIDTH, HEIGHT, FRAMES, FPS)
+
+
+@pytest.mark.parametrize(
+    ("loader", "images", "preset"),
+    [
+        pytest.param(LOADER, False, "two-stage", id="2.3 text"),
+        pytest.param(LOADER, True, "two-stage", id="2.3 images"),
+        pytest.param(LOADER_2_0, True, "two-stage", id="2.0 images"),
+    ],
+)
+def test_generate_equals_the_separate_nodes(host: Any, loader: dict[str, Any], images: bool, preset: str) -> None:
+    apart = host.run(separate(loader, images, preset=preset))
+    whole = host.run(generate(loader, images, preset=preset))
+    for one, other in zip(latents(apart, "separate"), latents(whole, "generate"), strict=True):
+        assert one.std() > 0.05
+        assert torch.equal(one, other)
+    check_clip(apart["save"][0], WIDTH, HEIGHT, FRAMES, FPS)
+    check_clip(whole["save"][0], WIDTH, HEIGHT, FRAMES, FPS)
+
+
+def test_latents_and_conditioning_pass_through_native_nodes_unchanged(host: Any) -> None:
+    plain = latents(host.run(separate()), "separate")
+    prompt = separate()
+    prompt |= {
+        "rate": node("LTXVConditioning", positive=["text", 0], negative=["text", 1], frame_rate=FPS),
+        "apart": node("LTXVSeparateAVLatent", av_latent=["stage1", 1]),
+        "together": node("LTXVConcatAVLatent", video_latent=["apart", 0], audio_latent=["apart", 1]),
+    }
+    prompt["stage1"]["inputs"] |= {"positive": ["rate", 0], "negative": ["rate", 1]}
+    prompt["up"]["inputs"]["latent"] = ["together", 0]
+    for one, other in zip(latents(host.run(prompt), "separate"), plain, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_seed_and_the_switch_change_the_result(host: Any) -> None:
+    video, _ = latents(host.run(separate()), "separate")
+    other_seed, _ = latents(host.run(separate(seed=8)), "separate")
+    prompt = separate()
+    prompt["switch"]["inputs"]["strength"] = 0.25
+    other_strength, _ = latents(host.run(prompt), "separate")
+    assert not torch.equal(video, other_seed)
+    assert not torch.equal(video, other_strength)
+
+
+def test_stage_1_can_be_decoded_alone(host: Any) -> None:
+    prompt = {key: item for key, item in separate().items() if key in ("loader", "text", "stage1")}
+    prompt["decode"] = node("LTX2TwoStageDecode", pipeline=["stage1", 0], latent=["stage1", 1], fps=12.0)
+    prompt["save"] = node("SaveVideo", video=["decode", 2], filename_prefix="half", format="auto", codec="auto")
+    (path,) = host.run(prompt)["save"]
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        assert (video.width, video.height, float(video.average_rate)) == (WIDTH // 2, HEIGHT // 2, 12.0)
+
+
+def test_models_stay_loaded_when_other_workflows_run(host: Any) -> None:
+    host.run(generate(seed=1))
+    opened = host.log.count("opened the models")
+    blank = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
+    host.run({"image": blank, "save": node("SaveImage", images=["image", 0], filename_prefix="other")})
+    host.run(generate(seed=2))
+    assert host.log.count("opened the models") == opened
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 100}, "width = 100: must be a multiple of 64 for a two-stage run. Try 64 or 128."),
+        ({"height": 96}, "height = 96: must be a multiple of 64"),
+        ({"width": 100, "preset": "one-stage"}, "width = 100: must be a multiple of 32 for a one-stage run"),
+        ({"frames": 10}, "frames = 10: must be 8 * n + 1. Try 9 or 17."),
+        ({"fps": 0.0}, "fps = 0.0: must be a positive number"),
+        ({"preset": "three-stage"}, "preset = 'three-stage': is not a known preset"),
+        ({"prompt": "  "}, "prompt = '  ': is empty"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_settings_are_refused_when_queued(host: Any, changes: dict[str, Any], message: str) -> None:
+    texts = {key: changes.pop(key) for key in list(changes) if key in TEXTS}
+    prompt = generate(**changes)
+    prompt["all"]["inputs"] |= texts
+    assert message in host.refusal(prompt)
+    if not texts:
+        assert message in host.refusal(separate(**changes))
+
+
+def test_a_device_mode_that_is_not_there_is_refused_when_queued(host: Any) -> None:
+    loader = {**LOADER, "inputs": {**LOADER["inputs"], "device_mode": "resident"}}  # type: ignore[dict-item]
+    assert "device_mode = 'resident': needs the device manager" in host.refusal(generate(loader))
+
+
+def _without_upsample() -> Prompt:
+    prompt = separate()
+    prompt["stage2"]["inputs"]["latent"] = ["stage1", 1]
+    return prompt
+
+
+def _without_negative() -> Prompt:
+    prompt = separate()
+    del prompt["stage1"]["inputs"]["negative"]
+    return prompt
+
+
+def _image_outside() -> Prompt:
+    prompt = generate(images=True)
+    prompt["last"]["inputs"]["frame"] = FRAMES
+    return prompt
+
+
+def _native_latent() -> Prompt:
+    prompt = separate()
+    prompt["empty"] = node("EmptyLTXVLatentVideo", width=64, height=64, length=9, batch_size=1)
+    prompt["up"]["inputs"]["latent"] = ["empty", 0]
+    return prompt
+
+
+def _loader(**changes: str) -> Prompt:
+    return generate({**LOADER, "inputs": {**LOADER["inputs"], **changes}})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        pytest.param(_without_upsample(), "Connect LTX-2 Upsample between", id="refine without upsample"),
+        pytest.param(_without_negative(), "negative = None: the two-stage preset needs it", id="no negative"),
+        pytest.param(_image_outside(), "image frame = 9: the clip has frames 0 to 8", id="image outside the clip"),
+        pytest.param(_native_latent(), "does not say how stage 1 was run", id="latent of another node"),
+        pytest.param(_loader(upsampler="none"), "upsampler = None", id="no upsampler"),
+        pytest.param(_loader(distilled_lora="none"), "distilled-lora = None", id="no distilled LoRA"),
+        pytest.param(_loader(upsampler="a-lora.safetensors"), "a-lora.safetensors", id="LoRA as upsampler"),
+        pytest.param(_loader(checkpoint="cut.safetensors"), "cut.safetensors", id="truncated checkpoint"),
+        pytest.param(_loader(text_encoder="gemma-wide"), "gemma-wide", id="text encoder of another width"),
+        pytest.param(
+            _loader(distilled_lora="ltx-2-19b-distilled-lora-384.safetensors"), "lora", id="LoRA of another generation"
+        ),
+    ],
+)
+def test_bad_graphs_fail_with_the_fix(host: Any, prompt: Prompt, message: str) -> None:
+    assert message in host.failure(prompt)
+
+
+def test_an_interrupt_stops_the_run_and_leaves_the_next_one_as_it_was(host: Any) -> None:
+    before = latents(host.run(generate(seed=21)), "generate")
+    running = host.queue(generate(seed=22, steps=500))
+    deadline = time.monotonic() + 60
+    while not host.get("/queue")["queue_running"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)  # into stage 1: the models are loaded, and 500 steps take much longer
+    host.post("/interrupt", {})
+    status = host.wait(running)["status"]
+    assert status["status_str"] == "error"
+    assert "execution_interrupted" in dict(status["messages"])
+    # Another step count in between, so that the answer cannot come from ComfyUI's cache
+    host.run(generate(seed=21, steps=3))
+    after = latents(host.run(generate(seed=21)), "generate")
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one, other)

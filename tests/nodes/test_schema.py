@@ -1,0 +1,106 @@
+"""The nodes' declarations, read from the classes themselves by the host's own Python."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
+
+# Ids that saved workflows refer to: never change one.
+FROZEN_IDS = {
+    "LTX2TwoStageLoader": "checkpoint text_encoder distilled_lora upsampler dtype device_mode video_vae audio_vae"
+    " text_projection -> LTX2_PIPELINE",
+    "LTX2TwoStageTextEncode": "pipeline prompt negative_prompt -> CONDITIONING CONDITIONING",
+    "LTX2TwoStageImageCondition": "image frame strength images -> LTX2_IMAGES",
+    "LTX2TwoStageDenoise": "pipeline positive preset width height frames fps seed steps negative images"
+    " -> LTX2_PIPELINE LATENT",
+    "LTX2TwoStageLoRASwitch": "pipeline stage strength -> LTX2_PIPELINE",
+    "LTX2TwoStageUpsample": "pipeline latent -> LATENT",
+    "LTX2TwoStageRefine": "pipeline positive latent audio_source -> LTX2_PIPELINE LATENT",
+    "LTX2TwoStageDecode": "pipeline latent fps vae -> IMAGE AUDIO VIDEO",
+    "LTX2TwoStageGenerate": "pipeline prompt negative_prompt preset width height frames fps seed steps images"
+    " -> VIDEO IMAGE AUDIO LATENT STRING",
+}
+
+DESCRIBE = """
+import asyncio, importlib.util, inspect, json, sys
+root, host = sys.argv[1:]
+sys.path.insert(0, host)
+sys.argv = [sys.argv[0], "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
+pack = importlib.util.module_from_spec(spec)
+sys.modules["pack"] = pack
+spec.loader.exec_module(pack)
+assert not hasattr(pack, "NODE_CLASS_MAPPINGS"), "the host would ignore the V3 entry point"
+
+async def describe():
+    extension = await pack.comfy_entrypoint()
+    facts = []
+    for node in await extension.get_node_list():
+        schema = node.GET_SCHEMA()
+        parameters = inspect.signature(node.execute, eval_str=False).parameters.values()
+        lines = inspect.getsource(node.execute).split("io.NodeOutput:", 1)[1].splitlines()
+        facts.append({
+            "id": schema.node_id, "category": schema.category, "description": schema.description,
+            "display_name": schema.display_name,
+            "inputs": [i.id for i in schema.inputs], "optional": [i.id for i in schema.inputs if i.optional],
+            "outputs": [o.io_type for o in schema.outputs],
+            "tooltips": {i.id: i.tooltip for i in schema.inputs},
+            "output_tooltips": [o.tooltip for o in schema.outputs],
+            "parameters": [p.name for p in parameters],
+            "untyped": [p.name for p in parameters if p.annotation is inspect.Parameter.empty],
+            "defaults": [p.name for p in parameters if p.default is not inspect.Parameter.empty],
+            "body": len([line for line in lines if line.strip()]),
+        })
+    print("FACTS" + json.dumps(facts))
+
+asyncio.run(describe())
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    done = subprocess.run(
+        [str(comfyui.python), "-c", DESCRIBE, str(ROOT), str(comfyui.folder)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path_factory.mktemp("host"),
+    )
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS"))
+    return {node["id"]: node for node in json.loads(line.removeprefix("FACTS"))}
+
+
+def test_ids_inputs_and_outputs_are_the_released_ones(nodes: dict[str, dict[str, Any]]) -> None:
+    assert {name: " ".join([*n["inputs"], "->", *n["outputs"]]) for name, n in nodes.items()} == FROZEN_IDS
+
+
+@pytest.mark.parametrize("name", FROZEN_IDS)
+def test_execute_takes_exactly_the_declared_inputs_typed(nodes: dict[str, dict[str, Any]], name: str) -> None:
+    node = nodes[name]
+    assert node["parameters"] == node["inputs"]
+    assert node["untyped"] == []
+    assert node["defaults"] == node["optional"]
+
+
+@pytest.mark.parametrize("name", FROZEN_IDS)
+def test_everything_is_explained(nodes: dict[str, dict[str, Any]], name: str) -> None:
+    node = nodes[name]
+    assert node["category"] == "LTX-2 Two-Stage"
+    assert node["display_name"].startswith("LTX-2 ")
+    texts = [node["description"], *node["tooltips"].values(), *node["output_tooltips"]]
+    for text in texts:
+        assert text and len(text) > 10 and text.endswith("."), (name, text)
+
+
+@pytest.mark.parametrize("name", FROZEN_IDS)
+def test_nodes_are_thin(nodes: dict[str, dict[str, Any]], name: str) -> None:
+    assert nodes[name]["body"] <= 22
