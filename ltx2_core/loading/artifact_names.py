@@ -1,0 +1,138 @@
+"""What the names of released files say: role, generation, size, revision and precision (fact sheet 1.1 and 1.4)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePosixPath
+
+
+class Role(str, Enum):
+    """The values are the fields of :class:`ModelFiles`."""
+
+    CHECKPOINT = "checkpoint"
+    UPSAMPLER = "upsampler"
+    DISTILLED_LORA = "distilled_lora"
+    VIDEO_VAE = "video_vae"
+    AUDIO_VAE = "audio_vae"
+    TEXT_PROJECTION = "text_projection"
+    GEMMA = "gemma"
+
+
+Version = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file, or one folder of a text encoder, as its name describes it.
+
+    Attributes:
+        name: path inside the folder or repository, with slashes.
+        generation: (2, 0) or (2, 3); () where the name says none.
+        billions: of parameters, 0 where the name says none.
+        variant: ``dev`` or ``distilled``; of an upsampler, its factor, such as ``x2``.
+        revision: such as (1, 1); () for a first issue without a number.
+        rank: of a LoRA.
+        precision: ``bf16`` where the name says none.
+        whole: False for a transformer without the other parts.
+    """
+
+    name: str
+    role: Role
+    generation: Version = ()
+    billions: int = 0
+    variant: str = ""
+    revision: Version = ()
+    rank: int = 0
+    precision: str = "bf16"
+    whole: bool = True
+
+    @property
+    def usable(self) -> bool:
+        """Whether the weights are in a precision that loads."""
+        return self.precision in USABLE_PRECISIONS
+
+    @property
+    def generation_text(self) -> str:
+        return ".".join(str(part) for part in self.generation)
+
+
+USABLE_PRECISIONS = ("bf16", "fp16", "fp32")
+_PRECISION = r"(?:-(?P<precision>bf16|fp16|fp32|(?:mx|nv)?fp[48][a-z0-9-]*|int[48][a-z0-9-]*))?"
+_REVISION = r"(?:-v?(?P<revision>\d+(?:\.\d+)+))?"
+
+# What follows "ltx-2.3-" in a name, lower case and with dashes only -> role. Everything has to match, so that other
+# LoRAs (ic-lora, control, camera) and temporal upscalers are not taken for these.
+_AFTER_MODEL: tuple[tuple[Role, str], ...] = (
+    (Role.UPSAMPLER, rf"spatial-upscaler-(?P<variant>x[\d.]+?){_REVISION}{_PRECISION}"),
+    (Role.DISTILLED_LORA, rf"(?P<billions>\d+)b-distilled-lora(?:-(?P<rank>\d+))?{_REVISION}{_PRECISION}"),
+    (
+        Role.CHECKPOINT,
+        rf"(?P<billions>\d+)b-(?P<variant>dev|distilled){_REVISION}(?P<part>-transformer-only)?{_PRECISION}",
+    ),
+    (Role.VIDEO_VAE, rf"video-vae{_REVISION}{_PRECISION}"),
+    (Role.AUDIO_VAE, rf"audio-vae{_REVISION}{_PRECISION}"),
+    (Role.TEXT_PROJECTION, rf"text-projection{_REVISION}{_PRECISION}"),
+)
+_PATTERNS = tuple((role, re.compile(rf"ltx-?2\.?(?P<minor>\d*)-{rest}")) for role, rest in _AFTER_MODEL)
+_GEMMA_FILE = re.compile(rf"gemma-3-(?P<billions>\d+)b(?:-it)?{_PRECISION}")
+_GEMMA_BILLIONS = re.compile(r"gemma-?3-(\d+)b")
+
+
+def parse_name(name: str) -> Artifact | None:
+    """What a file's name says, or None when it is no file of a known kind."""
+    path = PurePosixPath(name)
+    if path.suffix != ".safetensors":
+        return None
+    stem = path.name.removesuffix(path.suffix).lower().replace("_", "-")
+    for role, pattern in _PATTERNS:
+        if match := pattern.fullmatch(stem):
+            return _artifact(name, role, match.groupdict())
+    if match := _GEMMA_FILE.fullmatch(stem):
+        return _artifact(name, Role.GEMMA, match.groupdict())
+    return None
+
+
+def _artifact(name: str, role: Role, found: Mapping[str, str | None]) -> Artifact:
+    minor = found.get("minor")
+    return Artifact(
+        name=name,
+        role=role,
+        generation=() if minor is None else (2, int(minor or 0)),
+        billions=int(found.get("billions") or 0),
+        variant=found.get("variant") or "",
+        revision=tuple(int(part) for part in (found.get("revision") or "").split(".") if part),
+        rank=int(found.get("rank") or 0),
+        precision=found.get("precision") or "bf16",
+        whole=not found.get("part"),
+    )
+
+
+def parse_names(names: Iterable[str]) -> list[Artifact]:
+    """Every known file among the names, and every folder that holds a text encoder with its tokenizer."""
+    unique = dict.fromkeys(str(name).replace("\\", "/") for name in names)
+    files = [artifact for name in unique if (artifact := parse_name(name))]
+    return files + _gemma_folders(unique)
+
+
+def _gemma_folders(names: Collection[str]) -> list[Artifact]:
+    contents: dict[str, set[str]] = {}
+    for name in names:
+        path = PurePosixPath(name)
+        contents.setdefault(str(path.parent), set()).add(path.name)
+    found = []
+    for folder, files in contents.items():
+        path = PurePosixPath(folder)
+        if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
+            continue
+        if files & {"tokenizer.json", "tokenizer.model"}:
+            home, known = folder, "gemma" in path.name.lower() or path.name == "text_encoder"
+        else:  # a pipeline's folder, with the tokenizer beside the text encoder
+            home, beside = str(path.parent), contents.get(str(path.parent / "tokenizer"), set())
+            known = path.name == "text_encoder" and bool(beside & {"tokenizer.json", "tokenizer.model"})
+        if known:
+            size = _GEMMA_BILLIONS.search(home.lower().replace("_", "-"))
+            found.append(Artifact(home, Role.GEMMA, billions=int(size[1]) if size else 0))
+    return found
