@@ -160,6 +160,8 @@ def _device(name: str | None) -> torch.device:
 def _model_files(arguments: argparse.Namespace) -> ModelFiles:
     from .ltx2_core.loading.model_set import LoRASource, ModelFiles
 
+    if arguments.gemma is None:
+        raise SettingError("gemma", None, "is not given", "Give the folder or the file of Gemma 3 12B.")
     return ModelFiles(
         checkpoint=arguments.checkpoint,
         gemma=arguments.gemma,

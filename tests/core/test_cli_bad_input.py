@@ -1,0 +1,236 @@
+"""Input that cannot work: each case exits with 2, names setting and value, and stops before any weight is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from ltx2_two_stage import cli
+from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+
+@dataclass(frozen=True)
+class World:
+    """Good files of both generations, and a folder for broken ones."""
+
+    new: TinyFiles
+    old: TinyFiles
+    folder: Path
+
+    def options(self, **changes: object) -> list[str]:
+        """A command line that works, with changes; None leaves an option out."""
+        options: dict[str, object] = {
+            "checkpoint": self.new.checkpoint,
+            "gemma": self.new.gemma,
+            "upsampler": self.new.upsampler,
+            "distilled_lora": self.new.distilled_lora,
+            "prompt": "waves",
+            "width": 128,
+            "height": 128,
+            "frames": 9,
+            "steps": 2,
+            "device": "cpu",
+            "output": self.folder / "clip.mp4",
+            **changes,
+        }
+        named = [(f"--{name.replace('_', '-')}", value) for name, value in options.items() if value is not None]
+        return ["generate", *(str(word) for pair in named for word in pair)]
+
+    def changed(self, source: Path, name: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+        """A copy of a safetensors file with other tensors and the same metadata."""
+        tensors = load_file(source)
+        change(tensors)
+        with safe_open(source, "pt") as opened:
+            metadata = opened.metadata()
+        target = self.folder / name
+        save_file(tensors, target, metadata)
+        return target
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("bad_input")
+    return World(write_tiny(folder / "2.3"), write_tiny(folder / "2.0", "2.0"), folder)
+
+
+@pytest.fixture(autouse=True)
+def no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(self: SafetensorsFile, *arguments: object, **options: object) -> None:
+        raise AssertionError(f"weights of {self} were read before the input was checked")
+
+    monkeypatch.setattr(SafetensorsFile, "read", read)
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the user gets."""
+    assert cli.main([*arguments, "--quiet"]) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith("ltx2: error: ") and written.err.count("\n") == 1, written.err
+    return written.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"width": 160}, ["width = 160", "64", "128 or 192"]),
+        ({"height": 96, "recipe": "two-stage"}, ["height = 96", "64"]),
+        ({"width": 100, "recipe": "one-stage"}, ["width = 100", "32", "96 or 128"]),
+        ({"width": 0}, ["width = 0", "64"]),
+        ({"frames": 10}, ["frames = 10", "8 * n + 1", "9 or 17"]),
+        ({"frames": 0}, ["frames = 0", "8 * n + 1"]),
+        ({"fps": 0}, ["fps = 0", "positive"]),
+        ({"fps": -24}, ["fps = -24", "positive"]),
+        ({"steps": 0}, ["steps = 0", "at least 1"]),
+        ({"steps": 4, "recipe": "distilled"}, ["steps = 4", "fixed"]),
+        ({"seed": -1}, ["seed = -1", "2^64"]),
+        ({"prompt": "  "}, ["prompt = '  '", "empty"]),
+        ({"image_crf": 52}, ["image-crf = 52", "51"]),
+        ({"video_guidance": "blocks=4711"}, ["video-guidance blocks", "4711"]),
+        ({"audio_guidance": "skip=-1"}, ["audio-guidance skip", "-1"]),
+        ({"audio_source": "stage2", "recipe": "one-stage"}, ["audio-source", "stage2"]),
+        ({"upsampler": None}, ["upsampler", "two-stage"]),
+        ({"distilled_lora": None}, ["distilled-lora", "two-stage"]),
+        ({"gemma": None}, ["gemma"]),
+        ({"device_mode": "resident"}, ["device-mode = 'resident'", "auto"]),
+        ({"output": "clip.avi"}, ["output = 'clip.avi'", ".mp4"]),
+        ({"output": "/proc/clip.mp4"}, ["output = '/proc/clip.mp4'"]),
+        ({"output": "no/such/folder/clip.mp4"}, ["output = 'no/such/folder/clip.mp4'", "does not exist"]),
+        ({"report": "no/such/folder/r.json"}, ["report", "no/such/folder"]),
+        ({"save_latents": "/proc/l.safetensors"}, ["save-latents", "/proc/l.safetensors"]),
+    ],
+    ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_settings(
+    world: World, changes: dict[str, object], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(world.options(**changes), capsys)
+    for part in named:
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    "option", ["checkpoint", "gemma", "upsampler", "distilled_lora", "video_vae", "audio_vae", "text_projection"]
+)
+def test_missing_files(world: World, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = world.folder / "nowhere" / "f.safetensors"
+    error = refused(world.options(**{option: path}), capsys)
+    assert option.replace("_", "-") in error and str(path) in error
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "upsampler", "distilled_lora"])
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_damaged_files(world: World, option: str, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    good = getattr(world.new, option).read_bytes()
+    path = world.folder / f"{option}-{damage}.safetensors"
+    path.write_bytes({"truncated": good[: len(good) // 2], "text": b"not tensors at all\n" * 9, "empty": b""}[damage])
+    error = refused(world.options(**{option: path}), capsys)
+    assert option.replace("_", "-") in error and str(path) in error
+
+
+def drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[name]
+
+    return change
+
+
+def add(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = torch.ones(3)
+
+    return change
+
+
+def widen(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = torch.cat([tensors[name], tensors[name]])
+
+    return change
+
+
+BLOCK = "model.diffusion_model.transformer_blocks.1"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (drop(f"{BLOCK}.attn1.to_q.weight"), "transformer_blocks.1.attn1.to_q.weight"),
+        (add(f"{BLOCK}.attn3.to_q.weight"), "transformer_blocks.1.attn3.to_q.weight"),
+        (widen(f"{BLOCK}.attn1.to_q.bias"), "transformer_blocks.1.attn1.to_q.bias"),
+        (drop("vae.decoder.conv_out.conv.bias"), "conv_out.conv.bias"),
+    ],
+    ids=["missing", "unexpected", "another shape", "missing in the VAE"],
+)
+def test_keys_of_the_checkpoint(
+    world: World,
+    change: Callable[[dict[str, torch.Tensor]], None],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = world.changed(world.new.checkpoint, "changed.safetensors", change)
+    error = refused(world.options(checkpoint=path), capsys)
+    assert "checkpoint" in error and named in error
+
+
+def test_a_checkpoint_of_another_model(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    path = world.folder / "unet.safetensors"
+    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4)}, path)
+    error = refused(world.options(checkpoint=path), capsys)
+    assert "checkpoint" in error and str(path) in error
+
+
+@pytest.mark.parametrize("option", ["distilled_lora", "lora"])
+def test_a_lora_of_another_generation(world: World, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = world.old.distilled_lora
+    error = refused(world.options(**{option: f"{path}:1" if option == "lora" else path}), capsys)
+    assert option.replace("_", "-") in error and str(path) in error
+
+
+def test_an_upsampler_of_another_kind(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(world.options(upsampler=world.new.checkpoint), capsys)
+    assert "upsampler" in error and str(world.new.checkpoint) in error
+
+
+def test_a_text_encoder_of_another_width(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = world.folder / "another-gemma"
+    shutil.copytree(world.new.gemma, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    text["hidden_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    error = refused(world.options(gemma=folder), capsys)
+    assert "gemma" in error and str(folder) in error and str(text["hidden_size"]) in error
+
+
+def test_images(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = world.folder / "good.png", world.folder / "bad.png"
+    Image.new("RGB", (64, 48), (200, 30, 90)).save(good)
+    bad.write_bytes(good.read_bytes()[:20])
+    for argument, named in (
+        (bad, [str(bad), "image"]),
+        (world.folder / "none.png", ["none.png", "image"]),
+        (f"{good}@9", ["image frame = 9", "0 to 8"]),
+        (f"{good}@-1", ["image frame = -1"]),
+        (f"{good}@0:1.5", ["image strength = 1.5", "0", "1"]),
+        (f"{good}@0:-0.1", ["image strength = -0.1"]),
+    ):
+        error = refused(world.options(image=argument), capsys)
+        for part in named:
+            assert part in error
+
+
+def test_the_working_command_line_gets_past_every_check(world: World) -> None:
+    # Else all of the above could fail for a reason of their own.
+    with pytest.raises(AssertionError, match="were read"):
+        cli.main([*world.options(), "--quiet"])
+    assert not (world.folder / "clip.mp4").exists()

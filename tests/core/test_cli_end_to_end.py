@@ -1,0 +1,236 @@
+"""Whole runs of the command line on tiny files: what is written, what it holds, and that nothing half-written stays."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from ltx2_two_stage import cli
+from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
+from ltx2_two_stage.ltx2_core.media.mp4 import Mp4Writer
+from ltx2_two_stage.ltx2_core.models.audio_vae import AudioVAEConfig
+from ltx2_two_stage.ltx2_core.models.video_vae.config import VideoVAEConfig
+from PIL import Image
+from safetensors.torch import load_file
+
+WIDTH, HEIGHT, FRAMES = 128, 64, 9
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
+    return write_tiny(tmp_path_factory.mktemp("tiny"), dtype="float32")
+
+
+def command(tiny: TinyFiles, folder: Path, **changes: object) -> list[str]:
+    options: dict[str, object] = {
+        "checkpoint": tiny.checkpoint,
+        "gemma": tiny.gemma,
+        "upsampler": tiny.upsampler,
+        "distilled_lora": tiny.distilled_lora,
+        "prompt": "waves at a beach",
+        "width": WIDTH,
+        "height": HEIGHT,
+        "frames": FRAMES,
+        "steps": 2,
+        "device": "cpu",
+        "output": folder / "clip.mp4",
+        **changes,
+    }
+    words = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
+    return ["generate", *(word for pair in words for word in pair)]
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    out: str
+    err: str
+
+    @property
+    def latents(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "latents.safetensors")
+
+
+def run(tiny: TinyFiles, folder: Path, capsys: pytest.CaptureFixture[str], **changes: object) -> Run:
+    folder.mkdir()
+    results = {"report": folder / "report.json", "save_latents": folder / "latents.safetensors"}
+    status = cli.main(command(tiny, folder, **results, **changes))
+    written = capsys.readouterr()
+    assert status == 0, written.err
+    return Run(folder, written.out, written.err)
+
+
+def test_a_run_writes_clip_report_and_latents(
+    tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(tiny, tmp_path / "a", capsys)
+    assert sorted(path.name for path in done.folder.iterdir()) == ["clip.mp4", "latents.safetensors", "report.json"]
+
+    latents = done.latents
+    shapes = {name: tuple(tensor.shape) for name, tensor in latents.items()}
+    config = SafetensorsFile.open(tiny.checkpoint, "checkpoint").config
+    assert config is not None
+    cells = (1, VideoVAEConfig.from_metadata(config).latent_channels, 2)
+    assert shapes["stage1_video"] == (*cells, HEIGHT // 64, WIDTH // 64)
+    assert shapes["upsampled_video"] == shapes["stage2_video"] == (*cells, HEIGHT // 32, WIDTH // 32)
+    sound_shape = tuple(AudioVAEConfig.from_metadata(config).geometry.latent(FRAMES / 24))
+    assert shapes["stage1_audio"] == shapes["stage2_audio"] == sound_shape
+    assert shapes["frames"] == (FRAMES, HEIGHT, WIDTH, 3) and latents["frames"].dtype == torch.uint8
+    assert shapes["stage1_sigmas"] == (3,) and latents["stage1_sigmas"][-1] == 0
+    assert shapes["video_context"][:2] == shapes["negative_audio_context"][:2] == (1, 1024)
+    assert shapes["audio_waveform"][:2] == (1, 2)
+    assert latents["stage1_video"].dtype == torch.float32
+    assert all(tensor.float().isfinite().all() for tensor in latents.values())
+    assert latents["frames"].float().std() > 10, "the picture is flat"
+    assert latents["audio_waveform"].std() > 1e-3, "the sound is silent"
+
+    report = json.loads((done.folder / "report.json").read_text(encoding="utf-8"))
+    assert [stage["name"] for stage in report["stages"]] == ["text", "stage_1", "upsample", "stage_2", "decode"]
+    assert all(stage["ms"] > 0 and stage["peak_bytes"] > 0 for stage in report["stages"])
+    assert (report["recipe"], report["revision"], report["seed"]) == ("two-stage", "newest", 10)
+    assert report["mode"] == "one-device" and report["mode_reason"].startswith("auto")
+    assert report["files"]["checkpoint"] == str(tiny.checkpoint) and report["device"] == "cpu"
+
+    with av.open(str(done.folder / "clip.mp4")) as clip:
+        (picture,), (sound,) = clip.streams.video, clip.streams.audio
+        assert (picture.codec_context.name, sound.codec_context.name) == ("h264", "aac")
+        assert (picture.width, picture.height, picture.average_rate) == (WIDTH, HEIGHT, 24)
+        assert sum(1 for _ in clip.decode(video=0)) == FRAMES
+        settings = json.loads(clip.metadata["ltx2_settings"])
+    assert settings["prompt"] == "waves at a beach" and settings["seed"] == 10
+    assert settings["checkpoint"] == tiny.checkpoint.name, (
+        "folders of the machine do not belong in a file that is shared"
+    )
+
+    assert done.out.splitlines()[0] == str(done.folder / "clip.mp4")
+    assert "0.38 s" in done.out and all(stage["name"] in done.out for stage in report["stages"])
+    assert "stage_2: " in done.err
+
+
+def test_the_same_command_gives_the_same_latents_and_another_seed_others(
+    tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "first.png"
+    Image.effect_noise((100, 80), 60).convert("RGB").save(image)
+    options = {"image": f"{image}@0:0.8", "lora": f"{tiny.lora}:0.7:1", "video_guidance": "cfg=2,blocks=0/1"}
+    first, second = (run(tiny, tmp_path / name, capsys, **options).latents for name in ("a", "b"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name  # same machine, same seed: not one bit may differ
+    other = run(tiny, tmp_path / "c", capsys, **options, seed=11).latents
+    assert not torch.equal(first["stage1_video"], other["stage1_video"])
+    assert torch.equal(first["video_context"], other["video_context"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"audio_source": "stage2"}, {"audio_waveform"}),
+        ({"distilled_strength": "0,0.5"}, {"stage2_video", "stage2_audio", "frames"}),
+        ({"audio_guidance": "cfg=2"}, {"stage1_video", "stage1_audio"}),
+        ({"fps": "12"}, {"stage1_video", "stage1_audio"}),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_option_reaches_what_it_is_for(
+    tiny: TinyFiles,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    plain: dict[str, torch.Tensor],
+    changes: dict[str, object],
+    differs: set[str],
+) -> None:
+    changed = run(tiny, tmp_path / "a", capsys, **changes).latents
+    for name in differs:
+        same = plain[name].shape == changed[name].shape and torch.equal(plain[name], changed[name])
+        assert not same, name
+    if differs == {"audio_waveform"}:
+        assert torch.equal(plain["frames"], changed["frames"])
+    assert torch.equal(plain["video_context"], changed["video_context"])
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("plain")
+    assert cli.main([*command(tiny, folder, save_latents=folder / "latents.safetensors"), "--quiet"]) == 0
+    return load_file(folder / "latents.safetensors")
+
+
+@pytest.mark.parametrize("recipe", ["hq", "distilled", "one-stage"])
+def test_the_other_recipes_run(
+    tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    options = command(tiny, tmp_path, recipe=recipe, save_latents=tmp_path / "latents.safetensors")
+    if recipe == "distilled":
+        at = options.index("--steps")
+        del options[at : at + 2]
+    assert cli.main(options) == 0, capsys.readouterr().err
+    latents = load_file(tmp_path / "latents.safetensors")
+    assert ("stage2_video" in latents) == (recipe != "one-stage")
+    assert all(tensor.float().isfinite().all() for tensor in latents.values())
+    assert len(latents["stage1_sigmas"]) == {"hq": 3, "distilled": 9, "one-stage": 3}[recipe]
+    assert recipe in capsys.readouterr().out
+
+
+def test_a_long_prompt_is_cut_and_said(tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command(tiny, tmp_path, prompt="wave " * 1500), "--quiet"]) == 0
+    assert "1024" in capsys.readouterr().err
+
+
+class Interrupted(KeyboardInterrupt):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["stage_1", "decode"])
+def test_ctrl_c_leaves_no_file(
+    tiny: TinyFiles,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+) -> None:
+    def step(self: object, name: str, done: int) -> None:
+        if name == stage:
+            raise Interrupted
+
+    monkeypatch.setattr(cli.TerminalProgress, "step", step)
+    report, latents = tmp_path / "report.json", tmp_path / "latents.safetensors"
+    assert cli.main(command(tiny, tmp_path, report=report, save_latents=latents)) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_said_and_leaves_no_file(
+    tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Mp4Writer, "_create", lambda self: open("/dev/full", "wb"))  # noqa: PTH123, SIM115
+    assert cli.main([*command(tiny, tmp_path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert "output" in error and "full" in error and str(tmp_path / "clip.mp4") in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_tiny_tells_the_command_that_works_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["make-tiny", str(tmp_path / "t"), "--variant", "2.0", "--quiet"]) == 0
+    words = capsys.readouterr().out.split()
+    assert words[:2] == ["ltx2", "generate"] and "--prompt" in words
+    paths = [
+        Path(words[words.index(f"--{name}") + 1]) for name in ("checkpoint", "gemma", "upsampler", "distilled-lora")
+    ]
+    assert all(path.exists() for path in paths)
+
+
+def test_inspect_tells_what_a_file_holds(tiny: TinyFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(tiny.checkpoint)]) == 0
+    text = capsys.readouterr().out
+    assert str(tiny.checkpoint) in text and "LTX-2.3" in text
+    assert cli.main(["inspect", "--json", str(tiny.distilled_lora)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == str(tiny.distilled_lora) and told["generation"] == "2.3"
+    assert cli.main(["inspect", str(tiny.folder / "none.safetensors")]) == 2
+    assert "none.safetensors" in capsys.readouterr().err
