@@ -65,12 +65,8 @@ class GemmaSource:
 
     @property
     def num_layers(self) -> int:
+        """One less than L of the text connector, which takes the embeddings too."""
         return self.config.sizes.num_layers
-
-    @property
-    def num_states(self) -> int:
-        """L of the text connector: the embeddings and every layer."""
-        return self.num_layers + 1
 
     @classmethod
     def open(cls, path: Path, setting: str = "gemma") -> GemmaSource:
