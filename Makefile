@@ -31,8 +31,9 @@ typecheck: $(STAMP)
 	MYPYPATH=$(TYPING) $(BIN)/mypy -p $(PACKAGE)
 
 # One thread per process: test processes that each start a thread per core get in each other's way.
+# loadgroup keeps the tests of one ComfyUI in one process, so that only one is started.
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 venv: $(STAMP)
 

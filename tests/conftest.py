@@ -57,7 +57,10 @@ def _comfyui_pythons(folder: Path) -> Iterator[Path]:
 
 def find_comfyui() -> ComfyUI | str:
     """The first ComfyUI found, or why there is none."""
-    advice = "set COMFYUI_PATH to a checkout and COMFYUI_PYTHON to the Python that has its packages"
+    advice = (
+        "install one into ~/comfy/ComfyUI with a virtual environment in .venv, or set COMFYUI_PATH to a checkout and "
+        "COMFYUI_PYTHON to the Python that has its packages"
+    )
     for folder in _comfyui_folders():
         if (folder / "main.py").is_file() and (folder / "comfy_api").is_dir():
             python = next((python for python in _comfyui_pythons(folder) if python.is_file()), None)

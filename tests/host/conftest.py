@@ -26,6 +26,29 @@ START_LIMIT, RUN_LIMIT = 180.0, 240.0  # seconds, on two busy cores
 
 Prompt = dict[str, dict[str, Any]]
 
+# The host's own video VAE is fixed to 128 latent channels, so the tiny files cannot go through it: this node hands out
+# an object with the one method that nodes call, and the host's layout of what it returns.
+STAND_IN_VAE = """
+import torch
+
+class StandInVAE:
+    RETURN_TYPES, FUNCTION, CATEGORY = ("VAE",), "make", "testing"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        return (self,)
+
+    def decode(self, latent):
+        gray = latent.float().mean(1).sigmoid()
+        gray = gray.repeat_interleave(8, 1)[:, 7:].repeat_interleave(32, 2).repeat_interleave(32, 3)
+        return gray.unsqueeze(-1).expand(-1, -1, -1, -1, 3)
+
+NODE_CLASS_MAPPINGS = {"StandInVAE": StandInVAE}
+"""
+
 
 class Host:
     """One ComfyUI process on a free port, with a base folder of its own."""
@@ -152,6 +175,7 @@ def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
+    (base / "custom_nodes" / "stand_in_vae.py").write_text(STAND_IN_VAE)
     (base / "input").mkdir()
     shutil.copy(comfyui.folder / "input" / "example.png", base / "input")
     _place_files(base, tmp_path_factory.mktemp("tiny"))

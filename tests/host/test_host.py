@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -222,21 +224,38 @@ def test_example_workflows_run_from_start_to_video(host: Any, path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("loader", "images", "preset"),
+    ("loader", "images", "strength", "changes"),
     [
-        pytest.param(LOADER, False, "two-stage", id="2.3 text"),
-        pytest.param(LOADER, True, "two-stage", id="2.3 images"),
-        pytest.param(LOADER_2_0, True, "two-stage", id="2.0 images"),
+        pytest.param(LOADER, False, 1.0, {}, id="2.3 text"),
+        pytest.param(LOADER, True, 1.0, {}, id="2.3 images"),
+        pytest.param(LOADER_2_0, True, 1.0, {}, id="2.0 images"),
+        pytest.param(LOADER, True, 0.5, {"preset": "hq"}, id="2.3 hq"),
+        pytest.param(LOADER, False, 0.0, {"preset": "distilled", "steps": 0}, id="2.3 distilled"),
     ],
 )
-def test_generate_equals_the_separate_nodes(host: Any, loader: dict[str, Any], images: bool, preset: str) -> None:
-    apart = host.run(separate(loader, images, preset=preset))
-    whole = host.run(generate(loader, images, preset=preset))
+def test_generate_equals_the_separate_nodes(
+    host: Any, loader: dict[str, Any], images: bool, strength: float, changes: dict[str, Any]
+) -> None:
+    prompt = separate(loader, images, **changes)
+    prompt["switch"]["inputs"]["strength"] = strength
+    apart = host.run(prompt)
+    whole = host.run(generate(loader, images, **changes))
     for one, other in zip(latents(apart, "separate"), latents(whole, "generate"), strict=True):
         assert one.std() > 0.05
         assert torch.equal(one, other)
     check_clip(apart["save"][0], WIDTH, HEIGHT, FRAMES, FPS)
     check_clip(whole["save"][0], WIDTH, HEIGHT, FRAMES, FPS)
+
+
+def test_one_stage_needs_neither_upsampler_nor_lora(host: Any) -> None:
+    loader = {**LOADER, "inputs": {**LOADER["inputs"], "upsampler": "none", "distilled_lora": "none"}}  # type: ignore[dict-item]
+    changes = {"preset": "one-stage", "height": 96}  # a multiple of 32 only
+    prompt = {key: item for key, item in separate(loader, **changes).items() if key in ("loader", "text", "stage1")}
+    prompt |= save_latent(["stage1", 1], "separate")
+    apart, whole = host.run(prompt), host.run(generate(loader, **changes))
+    for one, other in zip(latents(apart, "separate"), latents(whole, "generate"), strict=True):
+        assert torch.equal(one, other)
+    check_clip(whole["save"][0], WIDTH, 96, FRAMES, FPS)
 
 
 def test_latents_and_conditioning_pass_through_native_nodes_unchanged(host: Any) -> None:
@@ -271,6 +290,35 @@ def test_stage_1_can_be_decoded_alone(host: Any) -> None:
     with av.open(str(path)) as container:
         video = container.streams.video[0]
         assert (video.width, video.height, float(video.average_rate)) == (WIDTH // 2, HEIGHT // 2, 12.0)
+
+
+def test_decode_takes_the_picture_from_another_vae_and_keeps_the_sound(host: Any) -> None:
+    prompt = separate()
+    del prompt["save"]
+    prompt |= {
+        "vae": node("StandInVAE"),
+        "other": node("LTX2TwoStageDecode", pipeline=["stage2", 0], latent=["stage2", 1], fps=0.0, vae=["vae", 0]),
+        "frames": node("SaveImage", images=["other", 0], filename_prefix="frames"),
+        "own_sound": node("SaveAudio", audio=["decode", 1], filename_prefix="own"),
+        "other_sound": node("SaveAudio", audio=["other", 1], filename_prefix="other"),
+        "save": node("SaveVideo", video=["other", 2], filename_prefix="other", format="auto", codec="auto"),
+    }
+    outputs = host.run(prompt)
+    assert len(outputs["frames"]) == FRAMES
+    with Image.open(outputs["frames"][0]) as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape == (HEIGHT, WIDTH, 3)
+    # The stand-in's frames are gray and flat inside a latent cell, which the pipeline's own never are
+    assert (pixels[:32, :32] == pixels[0, 0, 0]).all()
+    own, other = (samples(outputs[name][0]) for name in ("own_sound", "other_sound"))
+    assert own.std() > 1e-3 and np.array_equal(own, other)
+    with av.open(str(outputs["save"][0])) as container:
+        assert container.streams.audio
+
+
+def samples(path: Path) -> np.ndarray:
+    with av.open(str(path)) as container:
+        return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=-1).astype(np.float64)
 
 
 def test_models_stay_loaded_when_other_workflows_run(host: Any) -> None:
