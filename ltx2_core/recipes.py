@@ -30,6 +30,7 @@ class Revision:
         fp32_vocoder: run the vocoder in float32, not in the model's dtype.
         audio_source: stage whose audio the two-stage recipe decodes.
         frozen_sigma_zero: a frozen stream reports noise level 0.
+        images_as_shown: follow an image's EXIF orientation and colour profile.
         replaces_latent_frames: an image at frame n > 0 replaces LATENT frame n; later ones append keyframe tokens.
         image_crf: H.264 quality of the conditioning image's round trip.
     """
@@ -43,6 +44,7 @@ class Revision:
     fp32_vocoder: bool
     audio_source: AudioSource
     frozen_sigma_zero: bool
+    images_as_shown: bool
     replaces_latent_frames: bool = False
     image_crf: int = 33
 
@@ -50,9 +52,11 @@ class Revision:
 REVISIONS: Mapping[str, Revision] = {
     r.name: r
     for r in (
-        Revision("newest", CrossTimestepRule.SPLIT, False, True, True, True, True, AudioSource.STAGE_1, True),
-        Revision("1.0.0", CrossTimestepRule.OTHER, True, False, False, False, False, AudioSource.STAGE_2, False),
-        Revision("2026-01", CrossTimestepRule.OWN, True, False, False, False, False, AudioSource.STAGE_2, False, True),
+        Revision("newest", CrossTimestepRule.SPLIT, False, True, True, True, True, AudioSource.STAGE_1, True, True),
+        Revision("1.0.0", CrossTimestepRule.OTHER, True, False, False, False, False, AudioSource.STAGE_2, False, False),
+        Revision(
+            "2026-01", CrossTimestepRule.OWN, True, False, False, False, False, AudioSource.STAGE_2, False, False, True
+        ),
     )
 }
 

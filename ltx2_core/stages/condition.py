@@ -13,7 +13,7 @@ from ..models.transformer.positions import keyframe_positions
 from ..protocols import Models, Residency
 from ..request import GenerationRequest
 from ..sampling.state import StreamState, video_tokens
-from ..types import Component, ImageCondition, Phase, VideoLatentShape, VideoSize
+from ..types import Component, Phase, VideoLatentShape, VideoSize
 from .plan import StagePlan, appends
 
 
@@ -27,15 +27,16 @@ class EncodedImage:
 
 
 def encode_images(
-    models: Models, residency: Residency, images: Sequence[ImageCondition], size: VideoSize, crf: int
+    models: Models, residency: Residency, request: GenerationRequest, size: VideoSize
 ) -> list[EncodedImage]:
     """Encodes every image at ``size``: CRF round trip, cover and centre crop, video encoder (fact sheet 4.6)."""
-    if not images:
+    if not request.images:
         return []
     encoded = []
     with residency.use(Component.VIDEO_ENCODER, Phase.CONDITION) as encoder:
-        for image in images:
-            pixels = condition_pixels(load_image(image.image), size.height, size.width, crf)
+        for image in request.images:
+            source = load_image(image.image, as_shown=request.revision.images_as_shown)
+            pixels = condition_pixels(source, size.height, size.width, request.effective_crf)
             latent = encoder.encode(pixels.to(device=residency.device, dtype=models.dtype))
             encoded.append(EncodedImage(video_tokens(latent), image.frame, image.strength))
     return encoded

@@ -37,7 +37,7 @@ def denoise_stage(
     stage, revision = plan.phase.value, request.revision
     progress.start(stage, plan.steps)
     with residency.measure(stage):
-        images = encode_images(models, residency, request.images, plan.size, request.effective_crf)
+        images = encode_images(models, residency, request, plan.size)
         video, audio = _initial_states(models, residency.device, request, plan, initial)
         video = apply_images(models, request, plan, video, images)
         generator = stage_generator(plan_stages(models, request), plan.phase, request.seed, residency.device)

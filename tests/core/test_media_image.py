@@ -11,7 +11,7 @@ import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import SettingError
 from ltx2_two_stage.ltx2_core.media.image import Fit, condition_pixels, cover, h264_round_trip, load_image
-from PIL import Image
+from PIL import Image, ImageCms
 
 
 def gradient(height: int, width: int) -> torch.Tensor:
@@ -82,15 +82,16 @@ def test_round_trip_loses_a_little_and_cuts_odd_edges() -> None:
     assert finer.mean() < error.mean()
 
 
-def test_round_trip_does_not_depend_on_the_number_of_cores() -> None:
-    """Every slice starts its prediction anew, so that a picture cut into one slice per core would differ."""
+def test_round_trip_equals_the_plain_encoder_call() -> None:
+    """The official code sets crf and preset and leaves the rest to the encoder, threads included."""
     image = (torch.rand(256, 128, 3, generator=torch.Generator().manual_seed(0)) * 255).to(torch.uint8)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": "33", "preset": "veryfast", "threads": "1"}
-        stream = container.add_stream("libx264", rate=1, options=options)
-        stream.width, stream.height, stream.pix_fmt = 128, 256, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(image.numpy(), format="rgb24")))
+        stream = container.add_stream("libx264", rate=1, options={"crf": "33", "preset": "veryfast"})
+        stream.width, stream.height = 128, 256
+        container.mux(
+            stream.encode(av.VideoFrame.from_ndarray(image.numpy(), format="rgb24").reformat(format="yuv420p"))
+        )
         container.mux(stream.encode(None))
     buffer.seek(0)
     with av.open(buffer) as container:
@@ -138,11 +139,26 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
     assert load_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 0x40, 0xFF]
 
 
-def test_orientation_tag_is_ignored(tmp_path: Path) -> None:
+def test_orientation_tag_is_followed_unless_pixels_are_wanted_as_stored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees"
-    Image.fromarray(gradient(20, 30).numpy()).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg").shape == (20, 30, 3)
+    stored = gradient(20, 30)
+    Image.fromarray(stored.numpy()).save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(load_image(tmp_path / "turned.png", as_shown=False), stored)
+    assert torch.equal(load_image(tmp_path / "turned.png"), stored.rot90(-1, (0, 1)))
+
+
+def test_colour_profile_is_converted_to_srgb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stored = torch.tensor([200, 100, 50], dtype=torch.uint8).expand(4, 4, 3)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # the same profile with the primaries red and blue exchanged
+    swapped = srgb.replace(b"rXYZ", b"xXYZ").replace(b"bXYZ", b"rXYZ").replace(b"xXYZ", b"bXYZ")
+    for name, profile in {"same": srgb, "other": swapped, "broken": b"not a profile"}.items():
+        Image.fromarray(stored.numpy()).save(tmp_path / f"{name}.png", icc_profile=profile)
+    assert (load_image(tmp_path / "same.png").int() - stored.int()).abs().max() <= 1  # through floating point and back
+    assert (load_image(tmp_path / "other.png").int() - stored.flip(-1).int()).abs().max() <= 2
+    assert torch.equal(load_image(tmp_path / "broken.png"), stored)
+    assert "colour profile" in caplog.text
 
 
 def test_a_tensor_passes_through() -> None:
