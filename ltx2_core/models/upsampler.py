@@ -257,8 +257,8 @@ class LatentUpsampler(nn.Module):
             latent: (B, latent_channels, F, H, W) of any float dtype.
 
         Returns:
-            (B, latent_channels, F', H', W'), un-normalised, in the weights' dtype. H' = ceil(spatial_factor * H), and W'
-            likewise; F' = F, or 2F - 1 of a temporal kind.
+            (B, latent_channels, F', H', W'), un-normalised, in the weights' dtype. F' = F, or 2F - 1 of a temporal
+            kind; H' = ceil(spatial_factor * H), and W' alike.
 
         Raises:
             ValueError: the latent has another number of channels.

@@ -41,6 +41,12 @@ class Span(NamedTuple):
 class Tiling:
     """How large the tiles of a decode are; the defaults are the official ones.
 
+    A pixel of the released decoders depends on everything within 484 pixels (2.3) or 692 (2.0), so that only pixels
+    farther than this from the edges of their tile equal those of an untiled decode. The rest differ most where tiles
+    meet. With random weights and noise for a latent, which is the worst case, the default overlap leaves a root mean
+    square difference below 0.2, and a largest one below 2.5, standard deviations of the picture; an overlap of 256
+    pixels a third of that.
+
     Attributes:
         tile: longer side of a tile in pixels; the shorter one follows the clip's aspect ratio.
         overlap: pixels that neighbouring tiles share.
