@@ -19,7 +19,6 @@ from .terminal.progress import TerminalProgress, messages
 if TYPE_CHECKING:
     import torch
 
-    from .ltx2_core.loading.model_set import ModelFiles
     from .ltx2_core.loading.synthetic import Variant
     from .ltx2_core.protocols import Models
     from .ltx2_core.recipes import Recipe
@@ -69,6 +68,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from .ltx2_core.media.mp4 import Mp4Writer, container_metadata
     from .ltx2_core.pipeline import Pipeline
     from .ltx2_core.types import DTYPES
+    from .terminal.model_files import resolve
     from .terminal.results import check_targets, write_latents, write_report
     from .terminal.summary import summary
 
@@ -78,7 +78,7 @@ def generate(arguments: argparse.Namespace) -> None:
     targets = {"output": arguments.output, "report": arguments.report, "save-latents": arguments.save_latents}
     check_targets(targets, _read_files(arguments))
 
-    models = ModelSet.open(_model_files(arguments), dtype)
+    models = ModelSet.open(resolve(arguments), dtype)
     request = _request(arguments, models)
     pipeline = Pipeline(models, OneDeviceResidency(models.build, device, set_adapters, reason))
     pipeline.validate(request)
@@ -155,23 +155,6 @@ def _device(name: str | None) -> torch.device:
         fix = "Use cpu, or install a torch build for this machine's GPU and driver."
         raise SettingError("device", name, "torch finds no CUDA device", fix)
     return torch.device(name or ("cuda" if available else "cpu"))
-
-
-def _model_files(arguments: argparse.Namespace) -> ModelFiles:
-    from .ltx2_core.loading.model_set import LoRASource, ModelFiles
-
-    if arguments.gemma is None:
-        raise SettingError("gemma", None, "is not given", "Give the folder or the file of Gemma 3 12B.")
-    return ModelFiles(
-        checkpoint=arguments.checkpoint,
-        gemma=arguments.gemma,
-        upsampler=arguments.upsampler,
-        distilled_lora=arguments.distilled_lora,
-        loras=tuple(LoRASource(lora.path, lora.strength, lora.stage) for lora in arguments.lora),
-        video_vae=arguments.video_vae,
-        audio_vae=arguments.audio_vae,
-        text_projection=arguments.text_projection,
-    )
 
 
 def _read_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:

@@ -61,6 +61,11 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--checkpoint", type=Path, required=True, metavar="F", help="official file, or a folder: the newest set is used"
     )
+    files.add_argument(
+        "--download",
+        action="store_true",
+        help="take --checkpoint OWNER/NAME from the Hugging Face Hub",
+    )
     files.add_argument("--gemma", type=Path, metavar="DIR", help="Gemma 3 12B: Hugging Face folder, or one file")
     files.add_argument("--upsampler", type=Path, metavar="F", help="latent upsampler, for recipes of two stages")
     files.add_argument("--distilled-lora", type=Path, metavar="F", help="distilled LoRA, for two-stage and hq")

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "ltx2_core.stages": {"ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "ltx2_core.pipeline": {"ltx2_core.stages", "ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "device_manager": set(),
-    "terminal": {"ltx2_core.media"},
+    "terminal": {"ltx2_core.loading", "ltx2_core.media"},
     "nodes": {"ltx2_core", "device_manager"},
     "cli": {"ltx2_core", "device_manager", "terminal"},
     "": {"nodes"},

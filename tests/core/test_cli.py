@@ -11,9 +11,10 @@ import pytest
 import torch
 from ltx2_two_stage import cli
 from ltx2_two_stage.ltx2_core.errors import OutputError, SettingError
+from ltx2_two_stage.ltx2_core.loading.artifacts import Role
 from ltx2_two_stage.ltx2_core.recipes import RECIPE_NAMES, REVISIONS, official_recipe
 from ltx2_two_stage.ltx2_core.types import RunReport, StageRecord, StreamGuidance
-from ltx2_two_stage.terminal import results, values
+from ltx2_two_stage.terminal import model_files, results, values
 from ltx2_two_stage.terminal.arguments import build_parser
 from ltx2_two_stage.terminal.progress import TerminalProgress, messages
 from safetensors.torch import load_file
@@ -103,6 +104,27 @@ def test_guidance_refused(text: str, named: str) -> None:
     with pytest.raises(SettingError, match="video-guidance") as caught:
         values.guidance_overrides(text, "video-guidance")
     assert named in str(caught.value) and caught.value.value == text
+
+
+def test_files_come_from_the_hub_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def download_set(repository: str, recipe: str) -> tuple[None, dict[Role, Path]]:
+        asked.append((repository, recipe))
+        return None, {Role.CHECKPOINT: Path("cache/m.safetensors"), Role.UPSAMPLER: Path("cache/u.safetensors")}
+
+    monkeypatch.setattr(model_files, "download_set", download_set)
+    monkeypatch.setattr(model_files, "download_gemma", lambda: Path("cache/gemma"))
+    words = ["generate", "--prompt", "p", "--output", "o.mp4", "--checkpoint", "Lightricks/LTX-2.3"]
+    assert model_files.resolve(build_parser().parse_args([*words, "--gemma", "g"])).checkpoint == Path(words[-1])
+    assert asked == []
+
+    files = model_files.resolve(build_parser().parse_args([*words, "--download", "--upsampler", "mine.safetensors"]))
+    assert asked == [("Lightricks/LTX-2.3", "two-stage")]
+    assert (files.checkpoint, files.gemma) == (Path("cache/m.safetensors"), Path("cache/gemma"))
+    assert files.upsampler == Path("mine.safetensors")  # what is named wins
+    with pytest.raises(SettingError, match="checkpoint"):
+        model_files.resolve(build_parser().parse_args([*words[:-1], "models/a/b.safetensors", "--download"]))
 
 
 def test_strength_pair() -> None:

@@ -177,6 +177,23 @@ def test_the_other_recipes_run(
     assert recipe in capsys.readouterr().out
 
 
+def test_a_folder_stands_for_the_set_that_it_holds(
+    tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--checkpoint", str(tiny.folder), "--prompt", "waves", "--output", str(tmp_path / "clip.mp4")]
+    sizes = ["--width", "64", "--height", "64", "--frames", "9", "--steps", "1"]
+    assert cli.main(["generate", *words, *sizes, "--report", str(tmp_path / "report.json")]) == 0
+    chosen = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["files"]
+    assert {role: Path(path) for role, path in chosen.items()} == {
+        "checkpoint": tiny.checkpoint,
+        "gemma": tiny.gemma,
+        "upsampler": tiny.upsampler,
+        "distilled_lora": tiny.distilled_lora,
+    }
+    said = capsys.readouterr().err
+    assert all(f"{role}: " in said for role in ("checkpoint", "gemma", "upsampler", "distilled_lora"))
+
+
 def test_a_long_prompt_is_cut_and_said(tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command(tiny, tmp_path, prompt="wave " * 1500), "--quiet"]) == 0
     assert "1024" in capsys.readouterr().err
