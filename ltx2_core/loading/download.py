@@ -12,9 +12,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, LTX2Error, OutputError
 from .artifacts import Role, Selection, select
 
 __all__ = ["GEMMA_REPOSITORY", "REPOSITORIES", "HubClient", "download_files", "download_gemma", "download_set"]
@@ -25,7 +25,7 @@ SETTING = "repository"
 REPOSITORIES: Mapping[str, str] = {"2.3": "Lightricks/LTX-2.3", "2.0": "Lightricks/LTX-2"}
 GEMMA_REPOSITORY = "google/gemma-3-12b-it-qat-q4_0-unquantized"
 _GEMMA_FILES = ("*.safetensors", "*.json", "tokenizer.model")
-# Packages whose exceptions mean that the network, not the request, failed; the Hub client changed them with 1.0 and 2.0.
+# Packages whose exceptions mean that the network failed, not the request; the Hub client decides which of them is used.
 _NETWORK_PACKAGES = frozenset({"requests", "urllib3", "httpx", "httpx2", "httpcore", "socket", "ssl"})
 
 
@@ -94,7 +94,10 @@ def download_files(
     offline: bool = False,
     client: HubClient | None = None,
 ) -> dict[str, Path]:
-    """Downloads single files; what is there already is not loaded again. Arguments and errors as :func:`download_set`."""
+    """Downloads single files; what is there already is not loaded again.
+
+    Arguments and errors as :func:`download_set`.
+    """
     hub, offline = _hub(client), offline or _offline_by_environment()
     paths = {}
     for name in names:
@@ -144,7 +147,7 @@ def _hub(client: HubClient | None) -> HubClient:
         return client
     import huggingface_hub
 
-    return huggingface_hub  # type: ignore[return-value]
+    return cast(HubClient, huggingface_hub)
 
 
 def _offline_by_environment() -> bool:
@@ -157,10 +160,13 @@ def _explained(repository: str, name: str | None, folder: Path | None) -> Iterat
     try:
         yield
     except Exception as error:
-        raise _explain(error, repository, name, folder) from error
+        explained = _explain(error, repository, name, folder)
+        if explained is None:
+            raise
+        raise explained from error
 
 
-def _explain(error: Exception, repository: str, name: str | None, folder: Path | None) -> Exception:
+def _explain(error: Exception, repository: str, name: str | None, folder: Path | None) -> LTX2Error | None:
     from huggingface_hub import errors
 
     def problem(text: str, fix: str) -> CheckpointError:
@@ -188,7 +194,7 @@ def _explain(error: Exception, repository: str, name: str | None, folder: Path |
         return problem(f"answered with an error ({status or error})", "Try again later.")
     if isinstance(error, OSError):
         return _explain_disk(error, folder)
-    return error
+    return None
 
 
 def _is_network(error: BaseException, errors: Any) -> bool:
