@@ -17,7 +17,7 @@ from .tiling import Tiles, Tiling
 # Full-size 2.3 decoder, bfloat16, one H200: milliseconds, and GiB beyond the weights, for 4, 8, 16, 32 and all frames.
 # 1920x1088x121: 1568, 3.7; 1495, 4.9; 1423, 7.0; 1398, 10.1; 1351, 22.7.
 # 768x512x121: 8 frames 298, 0.9; 16 frames 278, 1.3; 32 frames 265, 1.9; all 247, 4.3.
-# The default tiles at 1920x1088x121: 2873, 4.3, so fewer frames at a time beat tiles until the frame itself is too large.
+# The default tiles at 1920x1088x121: 2873, 4.3, so fewer frames at a time beat tiles until one frame is too large.
 FRAMES_PER_PASS = 16
 
 
