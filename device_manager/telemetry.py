@@ -41,7 +41,7 @@ class Telemetry:
         on_cuda = self.device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
-            stage.events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            stage.events = (_timing_event(), _timing_event())
             stage.events[0].record(torch.cuda.current_stream(self.device))
         self._open.append(stage)
         begin = time.perf_counter()
@@ -74,6 +74,10 @@ class Telemetry:
             }
             for s in stages
         ]
+
+
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _milliseconds(stage: _Stage) -> float:

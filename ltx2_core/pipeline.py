@@ -27,7 +27,7 @@ _QUIET = NoProgress()
 
 
 def _inference(function: F) -> F:
-    return torch.inference_mode()(function)  # type: ignore[no-any-return, no-untyped-call]
+    return torch.inference_mode()(function)
 
 
 class Pipeline:
@@ -170,12 +170,12 @@ class _Kept:
         named: dict[str, Tensor | None] = {
             "video_context": positive.video,
             "audio_context": positive.audio,
-            "negative_video_context": negative and negative.video,
-            "negative_audio_context": negative and negative.audio,
+            "negative_video_context": negative.video if negative else None,
+            "negative_audio_context": negative.audio if negative else None,
             "stage1_sigmas": torch.tensor(sigmas),
             "stage1_video": first.video,
             "stage1_audio": first.audio,
-            "upsampled_video": upsampled and upsampled.video,
+            "upsampled_video": upsampled.video if upsampled else None,
             "stage2_video": final.video if upsampled else None,
             "stage2_audio": final.audio if upsampled else None,
             "audio_waveform": audio.waveform,
