@@ -50,7 +50,7 @@ _OTHER_MODELS: tuple[tuple[str, str], ...] = (
     (r"encoder\.block\.\d+\.layer\.\d+\.SelfAttention", "a T5 text encoder"),
     (r"text_model\.encoder\.layers\.", "a CLIP text encoder"),
 )
-_GEMMA = re.compile(r"(^|\.)layers\.0\.(pre_feedforward_layernorm|self_attn\.q_norm)\.weight$")
+_GEMMA = re.compile(r"(^|\.)layers\.\d+\.(pre_feedforward_layernorm|self_attn\.q_norm)\.weight$")
 _LORA = re.compile(r"\.lora_(A|B|up|down)\.|(^|\.)lora_(unet|te)_|\.(hada|lokr)_w|\.dora_scale$")
 
 
