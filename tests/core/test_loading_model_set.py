@@ -213,9 +213,9 @@ def test_a_part_that_no_file_holds_is_named(split: Callable[..., ModelFiles], le
 
 def test_parts_given_as_each_other_are_refused(split: Callable[..., ModelFiles]) -> None:
     files = split(True, "main")
-    with pytest.raises(CheckpointError, match="video-vae.*is audio VAE and vocoder, not an LTX-2 video VAE"):
+    with pytest.raises(CheckpointError, match=r"video-vae.*is audio VAE and vocoder, not an LTX-2 video VAE"):
         ModelSet.open(replace(files, video_vae=files.audio_vae), torch.float32)
-    with pytest.raises(CheckpointError, match="audio-vae.*is video VAE, not an LTX-2 audio VAE and vocoder"):
+    with pytest.raises(CheckpointError, match=r"audio-vae.*is video VAE, not an LTX-2 audio VAE and vocoder"):
         ModelSet.open(replace(files, audio_vae=files.video_vae), torch.float32)
 
 
@@ -349,14 +349,14 @@ def test_a_text_encoder_of_another_size_is_refused(tiny: TinyFiles, tmp_path: Pa
             tensors[key] = torch.cat([tensors[key], tensors[key][:, :48]], 1)
 
     path = rewrite(tiny.checkpoint, tmp_path / "six.safetensors", wider)
-    with pytest.raises(CheckpointError, match="gemma.*has a number of layers of 4.*made for 5"):
+    with pytest.raises(CheckpointError, match=r"gemma.*has a number of layers of 4.*made for 5"):
         ModelSet.open(ModelFiles(path, tiny.gemma), torch.float32)
 
     def narrow(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         changed_config(transformer={"caption_channels": 24})(tensors, metadata)
 
     path = rewrite(tiny.checkpoint, tmp_path / "narrow.safetensors", narrow)
-    with pytest.raises(CheckpointError, match="gemma.*has a hidden size of 48.*made for 24"):
+    with pytest.raises(CheckpointError, match=r"gemma.*has a hidden size of 48.*made for 24"):
         ModelSet.open(ModelFiles(path, tiny.gemma), torch.float32)
 
 
