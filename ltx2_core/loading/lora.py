@@ -24,7 +24,7 @@ __all__ = [
     "set_adapters",
 ]
 
-# peft compares every layer with every other one of a call; in groups of this size 1,660 layers take 2 s, at once 8 s.
+# peft compares every layer with every other one of a call: two LoRAs on 1,660 layers take 3 s in groups, 11 s at once.
 _GROUP = 64
 
 
