@@ -21,6 +21,8 @@ class OneDeviceResidency:
         device: the compute device.
         set_adapters: applies LoRA strengths by adapter name to a module; called when a use asks for strengths.
         reason: why this mode was chosen, in words, for the report.
+        reads_from_host: whether ``build`` brings weights from host memory, to be counted as moved, or makes them on the
+            device itself, as benchmarks do.
     """
 
     mode = "one-device"
@@ -31,9 +33,11 @@ class OneDeviceResidency:
         device: torch.device,
         set_adapters: Callable[[nn.Module, Mapping[str, float]], None],
         reason: str = "every component fits on the device",
+        reads_from_host: bool = True,
     ) -> None:
         self.device, self.mode_reason = device, reason
         self._build, self._set_adapters = build, set_adapters
+        self._reads_from_host = reads_from_host
         self._modules: dict[Hashable, nn.Module] = {}
         # One run at a time: adapter strengths are state of the one DiT
         self._lock = threading.RLock()
@@ -75,7 +79,7 @@ class OneDeviceResidency:
         # A caller may be in inference mode; weights made there could never be written to outside of it again
         with torch.inference_mode(False), torch.no_grad():
             module = self._build(component, self.device)
-        if self.device.type != "cpu":
+        if self._reads_from_host and self.device.type != "cpu":
             self.moved(h2d_bytes=sum(t.nbytes for t in (*module.parameters(), *module.buffers())))
         self._modules[component] = module
         return module
