@@ -1,0 +1,138 @@
+"""The device manager: all components of a model under one plan, for as long as the process lives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from .host_memory import PinnedBudget
+from .modes import Mode
+from .placed import ComponentSpec, Placed
+from .streams import Streams
+from .switched import Switched, SwitchedSpec
+from .telemetry import Telemetry
+
+NO_ADAPTERS: Mapping[str, float] = {}
+
+
+class DeviceManager:
+    """Decides where modules live, and hands them out ready for the compute device.
+
+    One run at a time: a second thread waits for the module that it asks for.
+
+    Args:
+        device: the compute device.
+        mode: how the switched component keeps its two sets of weights.
+        reason: why, in words, for the report.
+        switched: name and description of the component whose weights change between phases.
+        components: the others.
+        budget: for pinned host memory.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        mode: Mode,
+        reason: str,
+        switched: tuple[Hashable, SwitchedSpec],
+        components: Mapping[Hashable, ComponentSpec],
+        budget: PinnedBudget | None = None,
+    ) -> None:
+        self.device, self.mode_reason, self._mode = device, reason, mode
+        self._streams = Streams(device)
+        self._telemetry = Telemetry(device)
+        self._budget = budget or PinnedBudget()
+        self._name, spec = switched
+        self._switched = Switched(spec, mode, self._streams, self._budget, self._moved)
+        self._placed = {n: Placed(c, self._streams, self._budget, self._moved) for n, c in components.items()}
+        self._lock = threading.RLock()
+
+    @property
+    def mode(self) -> str:
+        return self._mode.value
+
+    @contextmanager
+    def use(
+        self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None
+    ) -> Iterator[nn.Module]:
+        """The component's module, ready on the device while the context is open; loads it at its first use.
+
+        Raises:
+            KeyError: there is no such component.
+        """
+        with self._lock:
+            if component == self._name:
+                with self._switched.use(phase, adapters or NO_ADAPTERS) as module:
+                    yield module
+            else:
+                with self._placed[component].use() as module:
+                    yield module
+
+    def prefetch(self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None) -> None:
+        """A hint that :meth:`use` will follow; returns at once."""
+        with self._lock:
+            if component == self._name:
+                self._switched.prefetch(phase, adapters or NO_ADAPTERS)
+            elif component in self._placed:
+                self._placed[component].fetch()
+
+    def release(self) -> int:
+        """Gives the device's memory back; returns the bytes. Host copies stay, and the next use restores from them."""
+        with self._lock:
+            freed = self._switched.release()
+            for placed in self._placed.values():
+                freed += placed.device_bytes
+                placed.drop() if placed.placement == "stay" else placed.release()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return freed
+
+    def drop(self) -> None:
+        """Forgets every weight, host copies too."""
+        with self._lock:
+            self._switched.drop()
+            for placed in self._placed.values():
+                placed.drop()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def change_mode(self, mode: Mode, reason: str) -> None:
+        """Takes another mode; weights that it keeps elsewhere are loaded again at the next use."""
+        with self._lock:
+            if mode is not self._mode:
+                self._switched.drop()
+                self._switched = Switched(self._switched.spec, mode, self._streams, self._budget, self._moved)
+                self._mode = mode
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            self.mode_reason = reason
+
+    def status(self) -> dict[str, dict[str, int]]:
+        """Bytes by place ("device", "host") and what they hold."""
+        places: dict[str, dict[str, int]] = {
+            "device": dict(self._switched.device_bytes),
+            "host": dict(self._switched.host_bytes),
+        }
+        for name, placed in self._placed.items():
+            for place, nbytes in (("device", placed.device_bytes), ("host", placed.host_bytes)):
+                if nbytes:
+                    places[place][str(getattr(name, "value", name))] = nbytes
+        places["pinned"] = {"all": self._budget.pinned}
+        return places
+
+    def measure(self, stage: str) -> AbstractContextManager[None]:
+        return self._telemetry.measure(stage)
+
+    def moved(self, h2d_bytes: int = 0, d2h_bytes: int = 0) -> None:
+        self._telemetry.moved(h2d_bytes, d2h_bytes)
+
+    def take_records(self) -> list[dict[str, Any]]:
+        return self._telemetry.take_records()
+
+    def _moved(self, h2d_bytes: int, d2h_bytes: int) -> None:
+        self._telemetry.moved(h2d_bytes, d2h_bytes)
