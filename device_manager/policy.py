@@ -6,7 +6,7 @@ Times that order the modes are from ``MEASUREMENTS.md`` (one H200, full-size bf1
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from .modes import Mode, needs_snapshot
@@ -269,7 +269,11 @@ def _does_not_fit(facts: Facts) -> DoesNotFit:
     least = min(needed.values())
     advice = []
     if least > facts.free_vram:
-        advice.append(f"a smaller width, height or frame count (this size needs {_gb(facts.activation_bytes)} itself)")
+        weights = min(planned_peak(mode, "stream", replace(facts, activation_bytes=0)) for mode in modes) + margin
+        if weights <= facts.free_vram:
+            advice.append(f"a smaller width, height or frame count (this one takes {_gb(facts.activation_bytes)})")
+        else:
+            advice.append(f"not a smaller size, as the weights alone need {_gb(weights)}, but a smaller model")
         if least <= facts.total_vram:
             advice.append(f"closing other programs that use the GPU (it has {_gb(facts.total_vram)} in all)")
         else:
