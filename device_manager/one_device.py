@@ -56,7 +56,7 @@ class OneDeviceResidency:
                 self._set_adapters(module, adapters)
             yield module
 
-    def prefetch(self, component: Hashable, phase: Hashable) -> None:
+    def prefetch(self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None) -> None:
         """Nothing to do: what was used once is already in place."""
 
     def release(self) -> None:

@@ -39,7 +39,7 @@ class Residency(Protocol):
         """
         ...
 
-    def prefetch(self, component: Component, phase: Phase) -> None:
+    def prefetch(self, component: Component, phase: Phase, adapters: Mapping[str, float] | None = None) -> None:
         """A hint that ``use`` will follow; returns at once."""
         ...
 

@@ -71,6 +71,11 @@ class SafetensorsFile:
             kinds = ", ".join(sorted(set(quantised)))
             raise self.error(f"holds quantised weights ({len(quantised)} of {len(found)} are {kinds})", _USE_BF16)
 
+    def check_unchanged(self) -> None:
+        """Raises :class:`CheckpointError` when the file is not the one whose header was read."""
+        if _stamp(self.path) != self.stamp:
+            raise self.error("changed on disk since it was opened", "Load the models again.")
+
     def read(
         self, names: Iterable[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> dict[str, Tensor]:
@@ -86,8 +91,7 @@ class SafetensorsFile:
         if missing:
             raise self.error(f"has no tensor {missing[0]}", "Use the official file.")
         self.require_plain(wanted)
-        if _stamp(self.path) != self.stamp:
-            raise self.error("changed on disk since it was opened", "Load the models again.")
+        self.check_unchanged()
         target = torch.device(device)
         # Only these two are read into without a detour through another tensor.
         direct = target if target.type in ("cpu", "cuda") else torch.device("cpu")

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..types import Component
 from .checkpoint import SafetensorsFile
 from .listing import some
+from .reading import read_into
 
 _FIX = "Use files of one LTX-2 release, with their metadata unchanged."
 
@@ -63,6 +64,16 @@ class ComponentSource:
     def nbytes(self, dtype: torch.dtype) -> int:
         """Size of the loaded module."""
         return sum(torch.Size(shape).numel() for shape in self.shapes.values()) * dtype.itemsize
+
+    def skeleton(self, dtype: torch.dtype) -> nn.Module:
+        """The module on the meta device, for inference, all floating-point tensors in ``dtype``."""
+        with torch.device("meta"):
+            return self.create().to(dtype).eval().requires_grad_(False)
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Reads every tensor into the one of that name; the names are those of :attr:`shapes`."""
+        for piece in self.pieces:
+            read_into(piece.file, {key: tensors[name] for name, key in piece.names.items()})
 
     def build(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Reads every tensor once, straight into the module."""

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .lora_file import LoRAFile, LoRATarget, LoRAWeights, check_fit
@@ -21,6 +22,7 @@ __all__ = [
     "delta_weight",
     "inject",
     "linear_layers",
+    "merge",
     "set_adapters",
 ]
 
@@ -33,20 +35,21 @@ def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
     return {n: (m.out_features, m.in_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
-def inject(model: nn.Module, adapters: Sequence[tuple[str, LoRAFile]]) -> None:
+def inject(model: nn.Module, adapters: Sequence[tuple[str, LoRAFile]], device: torch.device | None = None) -> None:
     """Reads LoRAs into adapters of ``model``, inactive until :func:`set_adapters` gives them a strength.
 
-    The matrices get the dtype and the device that the model's weights have.
+    The matrices get the dtype that the model's weights have.
 
     Args:
         adapters: name and file of each; names are unique and hold no dot. Every target is a linear layer of the
             model with the right size, which :func:`check_fit` checks.
+        device: of the matrices; None: the weights' own.
     """
     for name, lora in adapters:
         _inject_layers(model, name, lora)
         layers: dict[str, Any] = {path: model.get_submodule(path) for path in lora.targets}
         base: Tensor = next(iter(layers.values())).base_layer.weight
-        for path, weights in lora.read(base.device, base.dtype).items():
+        for path, weights in lora.read(device or base.device, base.dtype).items():
             layer = layers[path]
             layer.lora_A[name].weight = nn.Parameter(weights.down, requires_grad=False)
             layer.lora_B[name].weight = nn.Parameter(weights.up, requires_grad=False)
@@ -102,9 +105,29 @@ def set_adapters(model: nn.Module, strengths: Mapping[str, float]) -> None:
 
 
 def _adapted_layers(model: nn.Module) -> Iterator[Any]:
+    return (layer for _, layer in _adapted_by_path(model))
+
+
+def _adapted_by_path(model: nn.Module) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora import LoraLayer
 
-    return (module for module in model.modules() if isinstance(module, LoraLayer))
+    return ((path, module) for path, module in model.named_modules() if isinstance(module, LoraLayer))
+
+
+def merge(model: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[str, float]) -> None:
+    """Adds adapters into weights: W += strength * alpha / rank * up @ down, products summed in float32, rounded once.
+
+    Args:
+        model: the one that :func:`inject` wrapped; its matrices are on the weights' device.
+        weights: by name in the unwrapped model, written in place.
+        strengths: by adapter; one after the other where several change a layer.
+    """
+    for path, layer in _adapted_by_path(model):
+        weight = weights[f"{path}.weight"]
+        for name, strength in strengths.items():
+            if name in layer.scaling and strength:
+                scale = strength * layer.lora_alpha[name] / layer.r[name]
+                weight.addmm_(layer.lora_B[name].weight, layer.lora_A[name].weight, alpha=scale)
 
 
 def delta_weight(layer: Any, adapter: str, strength: float) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, SettingError
 from ..models.audio_vae import AudioVAEConfig
@@ -133,6 +133,7 @@ class ModelSet:
         audio = naming_file(parts, "audio_vae", lambda: AudioVAEConfig.from_metadata(config))
         vocoder = naming_file(parts, "vocoder", lambda: VocoderConfig.from_metadata(config))
         _check_latents(transformer, video, audio)
+        _check_text(transformer, text)
         creators: dict[Component, Callable[[], nn.Module]] = {
             Component.TRANSFORMER: lambda: LTXTransformer(transformer),
             Component.TEXT_CONNECTOR: lambda: TextConnector(text),
@@ -206,6 +207,22 @@ class ModelSet:
         if component is Component.TRANSFORMER and self.adapters:
             inject(module, [(adapter.name, adapter.lora) for adapter in self.adapters])
         return module
+
+    def skeleton(self, component: Component) -> nn.Module:
+        """The component's module on the meta device, in its final dtype, without LoRAs."""
+        return self._source(component).skeleton(self._dtype(component))
+
+    def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
+        """Reads a component's weights into tensors that are given by name, straight into host memory where that fits.
+
+        Raises:
+            CheckpointError: a file changed since it was opened, or cannot be read.
+        """
+        self._source(component).fill(tensors)
+
+    def adapt(self, transformer: nn.Module) -> None:
+        """Puts every LoRA into a transformer, inactive, its matrices in host memory."""
+        inject(transformer, [(adapter.name, adapter.lora) for adapter in self.adapters], torch.device("cpu"))
 
     def component_bytes(self, component: Component) -> int:
         """Bytes of a loaded component, for the transformer without its LoRAs (:meth:`adapter_bytes`)."""
@@ -281,6 +298,17 @@ def _check_latents(transformer: TransformerConfig, video: VideoVAEConfig, audio:
     if transformer.audio.channels != token:
         problem = f"differs from the audio VAE's {token} numbers per latent frame"
         raise ConfigError("transformer.audio_in_channels", transformer.audio.channels, problem, fix)
+
+
+def _check_text(transformer: TransformerConfig, text: TextConfig) -> None:
+    """Without caption projections the streams take the connectors' output as it is."""
+    if transformer.caption_channels is not None:
+        return
+    for prefix, connector, stream in (("", text.video, transformer.video), ("audio_", text.audio, transformer.audio)):
+        if connector.width != stream.width:
+            key = f"transformer.{prefix}connector_num_attention_heads"
+            problem = f"makes a connector {connector.width} wide; {prefix}cross_attention_dim is {stream.width}"
+            raise ConfigError(key, connector.heads, problem, "Use an official LTX-2.3 file.")
 
 
 def _open_upsampler(
