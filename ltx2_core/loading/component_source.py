@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..types import Component
 from .checkpoint import SafetensorsFile
+from .keymaps import stored_name
 from .listing import some
 from .reading import read_into
 
@@ -55,9 +56,10 @@ class ComponentSource:
             module = create()
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         found = {name: piece.file.tensors[key].shape for piece in pieces for name, key in piece.names.items()}
-        if problems := _differences(shapes, found):
-            what = component.value.replace("_", " ")
-            first = pieces[0].file
+        if found != shapes:
+            what, first = component.value.replace("_", " "), pieces[0].file
+            keys = [key for piece in pieces for key in piece.file.tensors]
+            problems = _differences(shapes, found, lambda name: stored_name(component, name, keys))
             raise CheckpointError(first.setting, first.path, f"does not hold the {what} it describes: {problems}", _FIX)
         return cls(component, tuple(pieces), create, shapes), module
 
@@ -87,11 +89,14 @@ class ComponentSource:
         return module.eval().requires_grad_(False)
 
 
-def _differences(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
+def _differences(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], shown: Callable[[str], str]
+) -> str:
+    """What distinguishes the two, in words; ``shown`` turns a name in the module into the file's."""
+    missing = [shown(name) for name in expected if name not in found]
+    unknown = [shown(name) for name in found if name not in expected]
     wrong = [
-        f"{name} is {list(found[name])} instead of {list(shape)}"
+        f"{shown(name)} is {list(found[name])} instead of {list(shape)}"
         for name, shape in expected.items()
         if name in found and found[name] != shape
     ]

@@ -32,8 +32,10 @@ class Tree:
 
 
 DIT = Tree(("model.diffusion_model.", "diffusion_model.", ""), ("patchify_proj.",))
-VIDEO_VAE = Tree(("vae.", ""), ("per_channel_statistics.mean-of-means",))
-AUDIO_VAE = Tree(("audio_vae.", ""), ("per_channel_statistics.mean-of-means",))
+# Several anchors, so that a file without its statistics is told what it lacks. Other models' VAEs nest no such "conv".
+_AUTOENCODER = ("per_channel_statistics.mean-of-means", "encoder.conv_in.conv.", "decoder.conv_in.conv.")
+VIDEO_VAE = Tree(("vae.", ""), _AUTOENCODER)
+AUDIO_VAE = Tree(("audio_vae.", ""), _AUTOENCODER)
 VOCODER = Tree(("vocoder.",), ("",))
 PROJECTION = Tree(("text_embedding_projection.", ""), ("video_aggregate_embed.", "aggregate_embed."))
 
@@ -87,6 +89,16 @@ def component_keys(component: Component, keys: Collection[str]) -> dict[str, str
             own = (key for key in keys if key.startswith(start) and not (but and key.startswith(but)))
             found.update({move.to + key[len(start) :]: key for key in own})
     return found
+
+
+def stored_name(component: Component, name: str, keys: Collection[str]) -> str:
+    """What a file with these keys calls a tensor of a component's module; it need not be among the keys."""
+    moves = [move for move in COMPONENT_KEYS.get(component, ()) if name.startswith(move.to)]
+    if not moves:
+        return name
+    move = max(moves, key=lambda move: len(move.to))
+    root = move.tree.root_in(keys)
+    return (move.tree.roots[0] if root is None else root) + move.prefix + name[len(move.to) :]
 
 
 # diffusers' names -> official names of what a LoRA can target. Whole leading path components.

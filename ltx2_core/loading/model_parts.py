@@ -18,6 +18,16 @@ T = TypeVar("T")
 
 # Sections of the metadata's ``config``, and the class that a file which holds one section alone states in its place.
 _SECTION_CLASSES: Mapping[str, str] = {"transformer": "AVTransformer3DModel", "vae": "CausalVideoAutoencoder"}
+# The setting that names a file of its own for a part; the transformer's file is the checkpoint.
+_PART_SETTINGS: Mapping[Component, str] = {
+    Component.TRANSFORMER: "checkpoint",
+    Component.TEXT_CONNECTOR: "text-projection",
+    Component.VIDEO_ENCODER: "video-vae",
+    Component.VIDEO_DECODER: "video-vae",
+    Component.AUDIO_ENCODER: "audio-vae",
+    Component.AUDIO_DECODER: "audio-vae",
+    Component.VOCODER: "audio-vae",
+}
 _KEEP_METADATA = "Use the official file, or one converted with its metadata ('config') kept."
 
 
@@ -117,9 +127,7 @@ class ModelParts:
 
     def _lacks(self, component: Component) -> CheckpointError:
         file, what = self._home(component), component.value.replace("_", " ")
-        settings = {"v": "video-vae", "a": "audio-vae", "t": "text-projection"}
-        setting = "audio-vae" if component is Component.VOCODER else settings[component.value[0]]
-        fix = f"Give the file that holds it ({setting}), or use the full official checkpoint."
+        fix = f"Give the file that holds it ({_PART_SETTINGS[component]}), or use the full official checkpoint."
         return file.error(f"holds no {what} ({identify(file)})", fix)
 
 

@@ -270,22 +270,42 @@ BAD_CHECKPOINTS: dict[str, tuple[Change, type[LTX2Error], str]] = {
     "missing": (
         _drop(f"{DIT}proj_out.weight", f"{DIT}proj_out.bias"),
         CheckpointError,
-        r"2 keys missing: proj_out\.weight, proj_out\.bias",
+        r"2 keys missing: model\.diffusion_model\.proj_out\.weight, model\.diffusion_model\.proj_out\.bias",
     ),
     "unexpected": (
         _add(**{f"{DIT}extra.{n}.weight": torch.zeros(1) for n in range(5)}),
         CheckpointError,
-        r"5 keys unexpected: extra\.0\.weight, extra\.1\.weight, extra\.2\.weight and 2 more",
+        r"5 keys unexpected: model\.diffusion_model\.extra\.0\.weight, .*\.extra\.2\.weight and 2 more",
     ),
     "shape": (
         _add(**{f"{DIT}proj_out.bias": torch.zeros(3)}),
         CheckpointError,
-        r"1 keys of another shape: proj_out\.bias is \[3\] instead of \[16\]",
+        r"1 keys of another shape: model\.diffusion_model\.proj_out\.bias is \[3\] instead of \[16\]",
     ),
     "missing in the vocoder": (
         _drop("vocoder.vocoder.conv_pre.weight"),
         CheckpointError,
-        r"the vocoder it describes: 1 keys missing: vocoder\.conv_pre\.weight",
+        r"the vocoder it describes: 1 keys missing: vocoder\.vocoder\.conv_pre\.weight",
+    ),
+    "missing in the video VAE's statistics": (
+        _drop("vae.per_channel_statistics.mean-of-means"),
+        CheckpointError,
+        r"the video encoder it describes: 1 keys missing: vae\.per_channel_statistics\.mean-of-means",
+    ),
+    "missing in the audio VAE's statistics": (
+        _drop("audio_vae.per_channel_statistics.mean-of-means"),
+        CheckpointError,
+        r"the audio encoder it describes: 1 keys missing: audio_vae\.per_channel_statistics\.mean-of-means",
+    ),
+    "missing in the text projection": (
+        _drop("text_embedding_projection.video_aggregate_embed.bias"),
+        CheckpointError,
+        r"1 keys missing: text_embedding_projection\.video_aggregate_embed\.bias",
+    ),
+    "missing in a connector": (
+        _drop(f"{DIT}video_embeddings_connector.learnable_registers"),
+        CheckpointError,
+        r"1 keys missing: model\.diffusion_model\.video_embeddings_connector\.learnable_registers",
     ),
     "no config": (_without_config, CheckpointError, "carries no description of its model"),
     "fp8": (_fp8, CheckpointError, r"holds quantised weights \(1 of 317 are F8_E4M3\).*bf16"),
