@@ -56,7 +56,6 @@ UNSUPPORTED: tuple[tuple[str, Any], ...] = (
     ("attention_type", "sliding"),
     ("audio_cross_attention_dim", 4096),
     ("audio_ff_bias", False),
-    ("audio_num_attention_heads", 16),
     ("audio_out_channels", 0),
     ("audio_positional_embedding_max_pos", [20, 20]),
     ("av_ca_timestep_scale_multiplier", 0),

@@ -122,15 +122,21 @@ class TransformerConfig:
         for key, value in _ASSUMED.items():
             reader.require(key, value, default=value)
         gated, prompt_modulation, projected_before = _features(reader)
+        video = _stream(reader, "", 3, reader.int("in_channels"))
+        audio = _stream(reader, "audio_", 1, reader.int("audio_in_channels", reader.int("audio_out_channels")))
+        layout = _rope_layout(reader)
+        if layout == "split" and audio.width % (2 * video.heads):
+            problem = f"must divide {audio.width // 2}, half of the audio stream's width, which it shares in the exchange"
+            raise reader.error("num_attention_heads", problem)
         return cls(
-            video=_stream(reader, "", 3, reader.int("in_channels")),
-            audio=_stream(reader, "audio_", 1, reader.int("audio_in_channels", reader.int("audio_out_channels"))),
+            video=video,
+            audio=audio,
             num_layers=reader.int("num_layers"),
             norm_eps=_positive(reader, "norm_eps"),
             timestep_scale=_positive(reader, "timestep_scale_multiplier"),
             cross_gate_timestep_scale=_positive(reader, "av_ca_timestep_scale_multiplier"),
             rope_theta=_positive(reader, "positional_embedding_theta"),
-            rope_layout=_rope_layout(reader),
+            rope_layout=layout,
             rope_float64=reader.str("frequencies_precision", choices=("float64", "float32")) == "float64",
             gated_attention=gated,
             prompt_modulation=prompt_modulation,
@@ -155,8 +161,6 @@ def _stream(reader: ConfigReader, prefix: str, axes: int, channels: int) -> Stre
         head_dim=reader.int(f"{prefix}attention_head_dim", minimum=2),
         max_positions=reader.ints(f"{prefix}positional_embedding_max_pos"),
     )
-    if stream.heads != reader.int("num_attention_heads"):
-        raise reader.error(f"{prefix}num_attention_heads", "must equal num_attention_heads")
     if stream.head_dim % 2:
         raise reader.error(f"{prefix}attention_head_dim", "must be even, rotary embeddings turn pairs")
     if stream.width < 2 * axes:

@@ -110,8 +110,9 @@ class LTXTransformer(nn.Module):
         settings = (config.rope_theta, config.rope_layout, config.rope_float64, dtype)
         return StreamRope(
             self_attention=rope_table(positions, own.width, own.heads, own.max_positions, *settings),
+            # Each side is grouped as its own stream's heads, though the attention has the audio stream's
             cross_attention=rope_table(
-                positions[:, :1], config.audio.width, config.audio.heads, config.cross_max_positions, *settings
+                positions[:, :1], config.audio.width, own.heads, config.cross_max_positions, *settings
             ),
         )
 

@@ -51,13 +51,16 @@ def rope_table(
 def rotate(x: Tensor, rope: Rope | None, heads: int) -> Tensor:
     """(B, T, width) queries or keys, turned and split into heads, (B, heads, T, head_dim); None only splits.
 
-    The table's rank tells its layout, see :class:`Rope`; a table of batch 1 serves every batch item.
+    The table's rank tells its layout, see :class:`Rope`; a table of batch 1 serves every batch item. A split table may
+    be made for another number of heads: channels are turned in its grouping, and attend in the other.
     """
     if rope is None:
         return _split_heads(x, heads)
     if rope.cos.ndim == 3:
         return _split_heads(_rotate_pairs(x, rope), heads)
-    return _rotate_halves(_split_heads(x, heads), rope)
+    groups = rope.cos.shape[1]
+    turned = _rotate_halves(_split_heads(x, groups), rope)
+    return turned if groups == heads else _split_heads(turned.transpose(1, 2).flatten(2), heads)
 
 
 def rope_items(rope: Rope, items: slice) -> Rope:
