@@ -46,7 +46,7 @@ class VideoEncoder(nn.Module):
             Normalised latent (B, latent_channels, k + 1, H / height, W / width) in the weights' dtype.
 
         Raises:
-            SettingError: height or width is no multiple of the scale.
+            SettingError: height or width is no multiple of the scale, or too small for the edge padding.
             ValueError: ``pixels`` has another number of axes or channels, or no frame.
         """
         if pixels.ndim != 5 or pixels.shape[1] != PIXEL_CHANNELS or not pixels.shape[2]:
@@ -56,6 +56,8 @@ class VideoEncoder(nn.Module):
             if size % cell or not size:
                 lower = max(cell, size // cell * cell)
                 raise SettingError(name, size, f"must be a multiple of {cell}", f"Use {lower} or {lower + cell}.")
+            if self.config.encoder_padding == "reflect" and size < 2 * cell:
+                raise SettingError(name, size, "is too small, this encoder needs two latent cells", f"Use {2 * cell}.")
         if extra := (pixels.shape[2] - 1) % scale.time:
             log.warning("encoding %d frames without the last %d", pixels.shape[2], extra)
             pixels = pixels[:, :, :-extra]
