@@ -117,7 +117,6 @@ class VocoderConfig:
 
 
 def _flat_generator(section: ConfigReader, spectrogram: AudioVAEConfig | None) -> GeneratorConfig:
-    section.require("resblock", BlockKind.LEAKY.value)
     rate = _derived_rate(section, spectrogram)
     if rate is None or "output_sampling_rate" in section:
         stated = section.int("output_sampling_rate")
