@@ -35,10 +35,11 @@ from .synthetic_configs import (
     tiny_config,
     tiny_upsampler_config,
 )
-from .synthetic_gemma import write_tiny_gemma
+from .synthetic_gemma import TINY_HEADS, GemmaHeads, write_tiny_gemma
 from .synthetic_weights import LINEAR_GAIN, fill_random_
 
 __all__ = [
+    "GemmaHeads",
     "TinyFiles",
     "Variant",
     "fill_random_",
@@ -101,7 +102,16 @@ _NAMES: Mapping[Variant, tuple[str, str, str]] = {
 }
 
 
-def write_tiny(folder: Path, variant: Variant = "2.3", seed: int = 0, dtype: str = "bfloat16") -> TinyFiles:
+def write_tiny(
+    folder: Path,
+    variant: Variant = "2.3",
+    seed: int = 0,
+    dtype: str = "bfloat16",
+    config: JSON | None = None,
+    upsampler_config: JSON | None = None,
+    gemma_layers: int = GEMMA_LAYERS,
+    gemma_heads: GemmaHeads = TINY_HEADS,
+) -> TinyFiles:
     """Writes a complete set of official-format files of a few MB with random weights.
 
     Every feature and block type of the released models is there, only the sizes are smaller. Names and shapes come
@@ -113,6 +123,9 @@ def write_tiny(folder: Path, variant: Variant = "2.3", seed: int = 0, dtype: str
         variant: model generation.
         seed: of the weights; the same seed gives the same tensors.
         dtype: ``bfloat16`` or ``float32``.
+        config: what the checkpoint describes; None: :func:`tiny_config`.
+        upsampler_config: what the upsampler describes; None: :func:`tiny_upsampler_config`.
+        gemma_layers, gemma_heads: of the text encoder; it is as wide as the checkpoint's ``caption_channels``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,14 +134,15 @@ def write_tiny(folder: Path, variant: Variant = "2.3", seed: int = 0, dtype: str
         folder, checkpoint, upscaler, distilled_lora, lora=folder / "user-lora.safetensors", gemma=folder / "gemma"
     )
     generator = torch.Generator().manual_seed(seed)
-    config, upsampler_config, version = tiny_config(variant), tiny_upsampler_config(variant), MODEL_VERSION[variant]
-    parts = _build_parts(config, generator)
+    config, upsampler_config = config or tiny_config(variant), upsampler_config or tiny_upsampler_config(variant)
+    version, text_width = MODEL_VERSION[variant], config["transformer"]["caption_channels"]
+    parts = _build_parts(config, text_width * (gemma_layers + 1), generator)
     _save(files.checkpoint, _official_state_dict(parts), DTYPES[dtype], version, config)
     upsampler = _build_upsampler(upsampler_config, generator)
     _save(files.upsampler, upsampler.state_dict(), DTYPES[dtype], version, upsampler_config)
     _save(files.distilled_lora, _lora(parts.transformer, DISTILLED_EFFECT, generator), DTYPES[dtype], version)
     _save(files.lora, _lora(parts.transformer, USER_EFFECT, generator), DTYPES[dtype], version)
-    write_tiny_gemma(files.gemma, config["transformer"]["caption_channels"], GEMMA_LAYERS, generator)
+    write_tiny_gemma(files.gemma, text_width, gemma_layers, generator, gemma_heads)
     log.info("wrote tiny LTX-%s files to %s", variant, folder)
     return files
 
@@ -146,12 +160,11 @@ class _Parts:
     vocoder: nn.Module
 
 
-def _build_parts(config: JSON, generator: torch.Generator) -> _Parts:
-    text_states = config["transformer"]["caption_channels"] * (GEMMA_LAYERS + 1)
+def _build_parts(config: JSON, projection_inputs: int, generator: torch.Generator) -> _Parts:
     with torch.device("meta"):
         parts = _Parts(
             transformer=LTXTransformer(TransformerConfig.from_metadata(config)),
-            text=TextConnector(TextConfig.from_metadata(config, text_states)),
+            text=TextConnector(TextConfig.from_metadata(config, projection_inputs)),
             video_encoder=VideoEncoder(VideoVAEConfig.from_metadata(config)),
             video_decoder=VideoDecoder(VideoVAEConfig.from_metadata(config)),
             audio_encoder=AudioEncoder(AudioVAEConfig.from_metadata(config)),

@@ -7,15 +7,15 @@ import math
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["write_tiny_gemma"]
+__all__ = ["TINY_HEADS", "GemmaHeads", "write_tiny_gemma"]
 
-HEAD_DIM, HEADS, KEY_VALUE_HEADS, FEED_FORWARD_FACTOR = 16, 4, 2, 4
+FEED_FORWARD_FACTOR = 4
 SLIDING_WINDOW = 64  # shorter than a long prompt, so that local and global layers differ
 
 # As in Gemma's vocabulary: the special tokens come first, then one token per byte for what no other token covers.
@@ -40,7 +40,20 @@ MERGES = (
 )
 
 
-def write_tiny_gemma(folder: Path, hidden_size: int, num_layers: int, generator: torch.Generator) -> None:
+class GemmaHeads(NamedTuple):
+    """How the attentions of a text encoder are divided."""
+
+    queries: int
+    key_values: int
+    width: int
+
+
+TINY_HEADS = GemmaHeads(queries=4, key_values=2, width=16)
+
+
+def write_tiny_gemma(
+    folder: Path, hidden_size: int, num_layers: int, generator: torch.Generator, heads: GemmaHeads = TINY_HEADS
+) -> None:
     """Writes a Gemma 3 that loads like the released one: its configuration, two weight shards and a tokenizer.
 
     Every second layer is global, the others have a sliding window. The weights are bfloat16 and the activations stay
@@ -48,19 +61,19 @@ def write_tiny_gemma(folder: Path, hidden_size: int, num_layers: int, generator:
 
     Args:
         folder: created when missing; files of the same names are replaced.
-        hidden_size: a multiple of 4, the number of attention heads.
+        hidden_size: width of the states.
         num_layers: decoder layers; the text connector then takes ``num_layers + 1`` states.
         generator: on the CPU; its state decides the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = _vocabulary()
-    _write_json(folder / "config.json", _config(hidden_size, num_layers, len(vocabulary)))
-    _write_weights(folder, _weights(hidden_size, num_layers, len(vocabulary), generator))
+    _write_json(folder / "config.json", _config(hidden_size, num_layers, heads, len(vocabulary)))
+    _write_weights(folder, _weights(hidden_size, num_layers, heads, len(vocabulary), generator))
     _write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
 
 
-def _config(hidden_size: int, num_layers: int, vocab_size: int) -> dict[str, Any]:
+def _config(hidden_size: int, num_layers: int, heads: GemmaHeads, vocab_size: int) -> dict[str, Any]:
     return {
         "architectures": ["Gemma3ForConditionalGeneration"],
         "model_type": "gemma3",
@@ -70,10 +83,10 @@ def _config(hidden_size: int, num_layers: int, vocab_size: int) -> dict[str, Any
             "hidden_size": hidden_size,
             "intermediate_size": FEED_FORWARD_FACTOR * hidden_size,
             "num_hidden_layers": num_layers,
-            "num_attention_heads": HEADS,
-            "num_key_value_heads": KEY_VALUE_HEADS,
-            "head_dim": HEAD_DIM,
-            "query_pre_attn_scalar": HEAD_DIM,
+            "num_attention_heads": heads.queries,
+            "num_key_value_heads": heads.key_values,
+            "head_dim": heads.width,
+            "query_pre_attn_scalar": heads.width,
             "vocab_size": vocab_size,
             "hidden_activation": "gelu_pytorch_tanh",
             "rms_norm_eps": 1e-6,
@@ -89,7 +102,9 @@ def _config(hidden_size: int, num_layers: int, vocab_size: int) -> dict[str, Any
     }
 
 
-def _weights(hidden: int, num_layers: int, vocab_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _weights(
+    hidden: int, num_layers: int, heads: GemmaHeads, vocab_size: int, generator: torch.Generator
+) -> dict[str, Tensor]:
     def linear(outputs: int, inputs: int) -> Tensor:
         return torch.randn(outputs, inputs, generator=generator) * (0.8 / math.sqrt(inputs))
 
@@ -98,15 +113,16 @@ def _weights(hidden: int, num_layers: int, vocab_size: int, generator: torch.Gen
 
     # Gemma multiplies embeddings by sqrt(hidden): they arrive O(1)
     tensors = {"embed_tokens.weight": torch.randn(vocab_size, hidden, generator=generator) / math.sqrt(hidden)}
+    queries, keys = heads.queries * heads.width, heads.key_values * heads.width
     for i in range(num_layers):
         layer = {
             "input_layernorm": norm(hidden),
-            "self_attn.q_proj": linear(HEADS * HEAD_DIM, hidden),
-            "self_attn.k_proj": linear(KEY_VALUE_HEADS * HEAD_DIM, hidden),
-            "self_attn.v_proj": linear(KEY_VALUE_HEADS * HEAD_DIM, hidden),
-            "self_attn.o_proj": linear(hidden, HEADS * HEAD_DIM),
-            "self_attn.q_norm": norm(HEAD_DIM),
-            "self_attn.k_norm": norm(HEAD_DIM),
+            "self_attn.q_proj": linear(queries, hidden),
+            "self_attn.k_proj": linear(keys, hidden),
+            "self_attn.v_proj": linear(keys, hidden),
+            "self_attn.o_proj": linear(hidden, queries),
+            "self_attn.q_norm": norm(heads.width),
+            "self_attn.k_norm": norm(heads.width),
             "post_attention_layernorm": norm(hidden),
             "pre_feedforward_layernorm": norm(hidden),
             "mlp.gate_proj": linear(FEED_FORWARD_FACTOR * hidden, hidden),
