@@ -21,12 +21,11 @@ EVERYTHING_STAYS_TOTAL_BYTES = 130 * 1024**3
 MARGIN_SHARE = 0.01
 MARGIN_FLOOR_BYTES = 512 * 1024**2
 
-# A streamed text encoder holds a window of layers: 3 of 48, being computed, on its way and just freed.
-TEXT_WINDOW = 16
+# A streamed text encoder holds its embeddings (2.0 GB) and a window of 3 of its 48 layers (1.35 GB): 1/7 of 23.5 GB.
+TEXT_WINDOW = 7
 
-# In SNAPSHOT_LOW the LoRA passes through the GPU in two halves: one is brought while stage 1 still computes, the other
-# (3.8 GB, 69 ms at 55 GB/s) while the first is merged. All of it at once would need 50.1 GB beside everything else.
-LOW_LORA_PARTS = 2
+# Modes in which VAEs, vocoder and upsampler come over for each use only (3 GB, 55 ms in all at 55 GB/s)
+SMALL_MODES = (Mode.SNAPSHOT_LOW, Mode.ORIGINAL)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Facts:
         activation_bytes: the most that denoising or decoding needs beside weights, at the requested size.
         text_encoder_bytes: the text encoder's weights.
         text_work_bytes: what encoding needs beside them: connectors and hidden states.
-        other_bytes: VAEs, vocoder and upsampler, which stay.
+        other_bytes: VAEs, vocoder and upsampler; in ``SMALL_MODES`` they are on the GPU only while needed.
         quantised: whether the DiT's weights are quantised, so that merging into them is not bit-exact.
     """
 
@@ -90,27 +89,22 @@ def safety_margin(facts: Facts) -> int:
 
 
 def planned_peak(mode: Mode, text_encoder: TextPlacement, facts: Facts) -> int:
-    """Bytes on the GPU at the worst moment: encoding, merging, or computing a stage."""
-    stays = facts.other_bytes + (facts.text_encoder_bytes if text_encoder == "stay" else 0)
+    """Bytes on the GPU at the worst moment: encoding, merging, computing a stage, or decoding."""
+    stays = facts.text_encoder_bytes if text_encoder == "stay" else 0
     # The connectors run after the encoder, so a streamed encoder's window is gone by then
     window = 0 if text_encoder == "stay" else -(-facts.text_encoder_bytes // TEXT_WINDOW)
     encoding = max(facts.text_work_bytes, window)
-    dit, lora = facts.dit_bytes, facts.lora_bytes
-    if mode is Mode.ORIGINAL:
-        return stays + dit + lora + max(encoding, facts.activation_bytes)
-    # A merge begins while stage 1 still computes, so the activations count beside the LoRA
-    if mode is Mode.SNAPSHOT_LOW:
-        return stays + dit + max(encoding, facts.activation_bytes + -(-lora // LOW_LORA_PARTS))
-    denoising = 2 * dit + lora + facts.activation_bytes
+    dit, lora, activation = facts.dit_bytes, facts.lora_bytes, facts.activation_bytes
+    if mode in SMALL_MODES:
+        # The LoRA is brought over for stage 2, while stage 1 still computes, and goes before decoding
+        return stays + dit + max(encoding, activation + max(lora, facts.other_bytes))
     while_encoding = (2 * dit if mode is Mode.RESIDENT else dit) + encoding
-    return stays + max(denoising, while_encoding)
+    return stays + facts.other_bytes + max(2 * dit + lora + activation, while_encoding)
 
 
 def host_needed(mode: Mode, text_encoder: TextPlacement, facts: Facts) -> int:
-    """Bytes of host memory that the mode keeps for itself."""
-    needed = facts.text_encoder_bytes if text_encoder == "stream" else 0
-    if mode is not Mode.ORIGINAL:
-        needed += facts.lora_bytes
+    """Bytes of host memory that the mode keeps for itself; the LoRA, which visits the GPU, in every mode."""
+    needed = facts.lora_bytes + (facts.text_encoder_bytes if text_encoder == "stream" else 0)
     if needs_snapshot(mode):
         needed += facts.dit_bytes
     return needed
@@ -128,8 +122,9 @@ def choose(facts: Facts, requested: Mode | None = None) -> Decision:
     3. snapshot-low, where everything it keeps on the host can be pinned: a merge of 44 ms per run, against 59 ms per
        call of a dynamic LoRA (98 with peft's arithmetic; three calls in stage 2), and the same bits as resident. The
        restore, 0.69 s, hides behind decoding.
-    4. original.
+    4. original: the same peak, and no host copy of the DiT.
     5. snapshot-low with a pageable host copy: its restore takes 4.3 s at 8.8 GB/s, more than a dynamic LoRA costs.
+       Original fits wherever this does, so only a request leads here.
 
     Raises:
         DoesNotFit: nothing was requested and no mode fits.
