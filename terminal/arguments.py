@@ -9,20 +9,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.recipes import (
     DEFAULT_FPS,
     DEFAULT_FRAMES,
     DEFAULT_SEED,
-    DEFAULT_SIZE,
+    DEFAULT_SIZES,
     RECIPE_NAMES,
     REVISIONS,
     AudioSource,
 )
 from ..ltx2_core.types import DTYPES
 from . import values
-
-DEVICE_MODES = ("auto", "resident", "snapshot", "snapshot-low", "original")
 
 
 class UsageError(LTX2Error):
@@ -32,6 +31,12 @@ class UsageError(LTX2Error):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = super().parse_known_args(args, namespace)
+        if "recipe" in found:
+            _fill_size(found)
+        return found, rest
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,8 +88,9 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         "--image", **_packed(values.image_condition), metavar=values.IMAGE_FORM, help="image that a frame must show"
     )
     clip.add_argument("--image-crf", type=_whole, metavar="N", help="H.264 round trip of images; 0 skips it")
-    clip.add_argument("--width", type=_whole, default=DEFAULT_SIZE[0], metavar="W", help=_SHOW)
-    clip.add_argument("--height", type=_whole, default=DEFAULT_SIZE[1], metavar="H", help=_SHOW)
+    for axis, letter in enumerate("WH"):
+        sizes = ", ".join(f"{recipe} {size[axis]}" for recipe, size in DEFAULT_SIZES.items())
+        clip.add_argument(f"--{_AXES[axis]}", type=_whole, metavar=letter, help=f"default: {sizes}")
     clip.add_argument("--frames", type=_whole, default=DEFAULT_FRAMES, metavar="N", help=f"8 n + 1; {_SHOW}")
     clip.add_argument("--fps", type=_number, default=DEFAULT_FPS, metavar="R", help=_SHOW)
     clip.add_argument("--seed", type=_whole, default=DEFAULT_SEED, metavar="S", help=_SHOW)
@@ -113,7 +119,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     machine.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on cuda, float32 on the CPU")
-    machine.add_argument("--device-mode", choices=DEVICE_MODES, default="auto", help="where the models live")
+    machine.add_argument("--device-mode", choices=MODE_NAMES, default="auto", help="where the models live")
 
     results = parser.add_argument_group("results")
     results.add_argument("--output", type=Path, required=True, metavar="F.mp4")
@@ -143,6 +149,14 @@ def _talk(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="detailed messages, and tracebacks of errors")
 
 
+def _fill_size(arguments: argparse.Namespace) -> None:
+    """Gives a clip whose width or height was left out that of its recipe."""
+    for axis, size in zip(_AXES, DEFAULT_SIZES[arguments.recipe], strict=True):
+        if getattr(arguments, axis) is None:
+            setattr(arguments, axis, size)
+
+
+_AXES = ("width", "height")
 _SHOW = "default: %(default)s"
 
 

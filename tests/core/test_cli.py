@@ -12,8 +12,9 @@ import torch
 from ltx2_two_stage import cli
 from ltx2_two_stage.ltx2_core.errors import OutputError, SettingError
 from ltx2_two_stage.ltx2_core.loading.artifacts import Role
-from ltx2_two_stage.ltx2_core.recipes import RECIPE_NAMES, REVISIONS, official_recipe
-from ltx2_two_stage.ltx2_core.types import RunReport, StageRecord, StreamGuidance
+from ltx2_two_stage.ltx2_core.recipes import DEFAULT_SIZES, RECIPE_NAMES, REVISIONS, official_recipe
+from ltx2_two_stage.ltx2_core.stages.validate import check_size
+from ltx2_two_stage.ltx2_core.types import RunReport, ScaleFactors, StageRecord, StreamGuidance
 from ltx2_two_stage.terminal import model_files, results, values
 from ltx2_two_stage.terminal.arguments import build_parser
 from ltx2_two_stage.terminal.progress import TerminalProgress, messages
@@ -136,9 +137,32 @@ def test_strength_pair() -> None:
 
 def test_defaults_are_the_official_ones() -> None:
     arguments = build_parser().parse_args(GENERATE)
-    assert (arguments.width, arguments.height, arguments.frames, arguments.fps) == (768, 512, 121, 24.0)
+    assert (arguments.frames, arguments.fps) == (121, 24.0)
     assert (arguments.recipe, arguments.seed, arguments.revision) == ("two-stage", 10, "newest")
     assert arguments.image == [] and arguments.lora == [] and arguments.video_guidance == {}
+
+
+@pytest.mark.parametrize(
+    ("extra", "size"),
+    [
+        ([], (768, 512)),
+        (["--recipe", "one-stage"], (768, 512)),
+        (["--recipe", "distilled"], (768, 512)),
+        (["--recipe", "hq"], (1920, 1088)),
+        (["--recipe", "hq", "--width", "960"], (960, 1088)),
+        (["--recipe", "hq", "--height", "0"], (1920, 0)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_size_that_is_left_out_is_the_recipes(extra: list[str], size: tuple[int, int]) -> None:
+    arguments = build_parser().parse_args([*GENERATE, *extra])
+    assert (arguments.width, arguments.height) == size
+
+
+def test_every_recipe_has_a_size_that_it_takes() -> None:
+    assert tuple(DEFAULT_SIZES) == RECIPE_NAMES
+    for name, (width, height) in DEFAULT_SIZES.items():
+        check_size(width, height, 121, 24.0, official_recipe(name, "2.3").stages, ScaleFactors(8, 32, 32))
 
 
 def test_repeated_options_do_not_leak_into_the_next_command() -> None:
