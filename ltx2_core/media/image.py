@@ -11,7 +11,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from ..errors import SettingError
@@ -19,6 +19,9 @@ from ..errors import SettingError
 logger = logging.getLogger("ltx2.media")
 
 _FIX = "Give a picture that opens in an image viewer, such as a PNG, JPEG or WebP file."
+
+
+_LONGEST_SIDE = 16384  # libx264 refuses more; found before any weight is read, whatever the round trip's quality
 
 
 class Fit(NamedTuple):
@@ -50,12 +53,19 @@ def load_image(source: Path | Tensor, setting: str = "image", as_shown: bool = T
             )
         return source.cpu()
     path = Path(source)
+    if path.is_dir():
+        raise SettingError(setting, str(path), "is a folder", "Give the picture itself.")
     if not path.is_file():
         raise SettingError(setting, str(path), "there is no such file", "Check the path and its spelling.")
     try:
         with Image.open(path) as image:
+            if max(image.size) > _LONGEST_SIDE:
+                problem = f"is {image.width}x{image.height}; H.264 takes at most {_LONGEST_SIDE} pixels a side"
+                raise SettingError(setting, str(path), problem, "Give a smaller picture.")
             return torch.from_numpy(_rgb(_as_shown(image) if as_shown else image))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except SettingError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever they stumble over, struct.error and TypeError included
         raise SettingError(setting, str(path), f"is not an image that can be read ({error})", _FIX) from error
 
 
@@ -100,7 +110,7 @@ def h264_round_trip(image: Tensor, crf: int) -> Tensor:
         SettingError: ``crf`` is out of range.
     """
     if not 0 <= crf <= 51:
-        raise SettingError("image_crf", crf, "must be from 0 to 51", "Use 33, the official value, or 0 for no loss.")
+        raise SettingError("image-crf", crf, "must be from 0 to 51", "Use 33, the official value, or 0 for no loss.")
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     if crf == 0 or not height or not width:
         return image

@@ -12,7 +12,9 @@ import pytest
 import torch
 from ltx2_two_stage import cli
 from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.loading.component_source import ComponentSource
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
+from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -64,10 +66,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(autouse=True)
 def no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(self: SafetensorsFile, *arguments: object, **options: object) -> None:
-        raise AssertionError(f"weights of {self} were read before the input was checked")
+    def read(self: object, *arguments: object, **options: object) -> None:
+        raise AssertionError(f"weights of a {type(self).__name__} were read before the input was checked")
 
     monkeypatch.setattr(SafetensorsFile, "read", read)
+    monkeypatch.setattr(ComponentSource, "fill", read)
+    monkeypatch.setattr(GemmaSource, "load_model", read)
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -101,7 +105,6 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"upsampler": None}, ["upsampler", "two-stage"]),
         ({"distilled_lora": None}, ["distilled-lora", "two-stage"]),
         ({"gemma": None}, ["gemma"]),
-        ({"device_mode": "resident"}, ["device-mode = 'resident'", "auto"]),
         ({"output": "clip.avi"}, ["output = 'clip.avi'", ".mp4"]),
         ({"output": "/proc/clip.mp4"}, ["output = '/proc/clip.mp4'"]),
         ({"output": "no/such/folder/clip.mp4"}, ["output = 'no/such/folder/clip.mp4'", "does not exist"]),
@@ -127,10 +130,13 @@ def test_missing_files(world: World, option: str, capsys: pytest.CaptureFixture[
     assert option.replace("_", "-") in error and str(path) in error
 
 
-@pytest.mark.parametrize("option", ["checkpoint", "upsampler", "distilled_lora"])
+@pytest.mark.parametrize(
+    "option", ["checkpoint", "gemma", "upsampler", "distilled_lora", "video_vae", "audio_vae", "text_projection"]
+)
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
 def test_damaged_files(world: World, option: str, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    good = getattr(world.new, option).read_bytes()
+    source = getattr(world.new, option, world.new.checkpoint)
+    good = (source if source.is_file() else source / "model-00001-of-00002.safetensors").read_bytes()
     path = world.folder / f"{option}-{damage}.safetensors"
     path.write_bytes({"truncated": good[: len(good) // 2], "text": b"not tensors at all\n" * 9, "empty": b""}[damage])
     error = refused(world.options(**{option: path}), capsys)
@@ -216,6 +222,8 @@ def test_images(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = world.folder / "good.png", world.folder / "bad.png"
     Image.new("RGB", (64, 48), (200, 30, 90)).save(good)
     bad.write_bytes(good.read_bytes()[:20])
+    long = world.folder / "long.png"
+    Image.new("RGB", (17000, 8)).save(long)
     for argument, named in (
         (bad, [str(bad), "image"]),
         (world.folder / "none.png", ["none.png", "image"]),
@@ -223,6 +231,9 @@ def test_images(world: World, capsys: pytest.CaptureFixture[str]) -> None:
         (f"{good}@-1", ["image frame = -1"]),
         (f"{good}@0:1.5", ["image strength = 1.5", "0", "1"]),
         (f"{good}@0:-0.1", ["image strength = -0.1"]),
+        (f"{good}@0:nan", ["image strength = nan"]),
+        (world.folder, ["image", str(world.folder), "folder"]),
+        (long, [str(long), "17000x8", "16384"]),
     ):
         error = refused(world.options(image=argument), capsys)
         for part in named:

@@ -112,7 +112,7 @@ def test_crf_zero_is_the_identity_even_for_odd_sizes() -> None:
 
 @pytest.mark.parametrize("crf", [-1, 52])
 def test_crf_out_of_range(crf: int) -> None:
-    with pytest.raises(SettingError, match=f"image_crf = {crf}"):
+    with pytest.raises(SettingError, match=f"image-crf = {crf}"):
         h264_round_trip(gradient(4, 4), crf)
 
 
