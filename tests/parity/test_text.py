@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
-from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+import diffusers_models
+from diffusers_models import Generation
 from ltx2_two_stage.ltx2_core.models.text.config import TextConfig
 from ltx2_two_stage.ltx2_core.models.text.connector import TextConnector
 
@@ -48,15 +49,6 @@ METADATA: dict[str, dict[str, Any]] = {
         "text_encoder_norm_type": "per_token_rms",
     },
 }
-RENAMED = (
-    ("text_embedding_projection.aggregate_embed", "text_proj_in"),
-    ("text_embedding_projection.video_aggregate_embed", "video_text_proj_in"),
-    ("text_embedding_projection.audio_aggregate_embed", "audio_text_proj_in"),
-    ("_embeddings_connector.", "_connector."),
-    ("transformer_1d_blocks", "transformer_blocks"),
-    ("q_norm", "norm_q"),
-    ("k_norm", "norm_k"),
-)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -78,15 +70,15 @@ def fill_(module: nn.Module, seed: int) -> None:
 
 
 @cache
-def connectors(generation: str, rope_type: str, float64: bool) -> tuple[TextConnector, nn.Module]:
+def connectors(generation: Generation, rope_type: str, float64: bool) -> tuple[TextConnector, nn.Module]:
     """Ours and diffusers' with the same weights."""
     precision = "float64" if float64 else "float32"
     metadata = {**COMMON, **METADATA[generation], "rope_type": rope_type, "frequencies_precision": precision}
     config = TextConfig.from_metadata({"transformer": metadata}, projection_inputs=WIDTH * STATES)
     ours = TextConnector(config).eval()
     fill_(ours, seed=1)
-    newer = generation == "2.3"
-    oracle = LTX2TextConnectors(
+    oracle = diffusers_models.connectors(
+        generation,
         caption_channels=WIDTH,
         text_proj_in_factor=STATES,
         **{
@@ -99,24 +91,14 @@ def connectors(generation: str, rope_type: str, float64: bool) -> tuple[TextConn
                 ("num_learnable_registers", "registers"),
             )
         },
-        video_gated_attn=newer,
-        audio_gated_attn=newer,
-        connector_rope_base_seq_len=4096,
         rope_double_precision=float64,
         rope_type=rope_type,
-        per_modality_projections=newer,
         video_hidden_dim=config.video.width,
         audio_hidden_dim=config.audio.width,
-        proj_bias=newer,
-    ).eval()
-    oracle.load_state_dict({renamed(key): value for key, value in ours.state_dict().items()}, strict=True)
+    )
+    state = {diffusers_models.connectors_key(key): value for key, value in ours.state_dict().items()}
+    oracle.load_state_dict(state, strict=True)
     return ours, oracle
-
-
-def renamed(key: str) -> str:
-    for ours, theirs in RENAMED:
-        key = key.replace(ours, theirs)
-    return key
 
 
 @torch.no_grad()
@@ -134,7 +116,7 @@ def oracle_contexts(oracle: nn.Module, states: Tensor) -> tuple[Tensor, Tensor]:
     ("generation", "rope_type", "float64"),
     [("2.0", "split", True), ("2.3", "split", True), ("2.3", "interleaved", False)],
 )
-def test_connectors_equal_diffusers(generation: str, rope_type: str, float64: bool, n: int) -> None:
+def test_connectors_equal_diffusers(generation: Generation, rope_type: str, float64: bool, n: int) -> None:
     ours, oracle = connectors(generation, rope_type, float64)
     # States of different size, as Gemma's are
     states = torch.randn(n, WIDTH, STATES, generator=seeded(n)) * torch.logspace(0, 2, STATES) + 0.5
@@ -146,7 +128,7 @@ def test_connectors_equal_diffusers(generation: str, rope_type: str, float64: bo
 
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
-def test_long_prompts_are_projected_in_chunks(generation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_are_projected_in_chunks(generation: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that do not divide the prompt give the same rows; 1e-6 for sums that are split otherwise."""
     from ltx2_two_stage.ltx2_core.models.text import features
 

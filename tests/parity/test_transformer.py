@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
+import diffusers_models
 from diffusers.models.transformers.transformer_ltx2 import LTX2VideoTransformer3DModel
+from diffusers_models import Generation
 from ltx2_two_stage.ltx2_core.models.transformer.config import StreamConfig, TransformerConfig
 from ltx2_two_stage.ltx2_core.models.transformer.model import LTXTransformer
 from ltx2_two_stage.ltx2_core.models.transformer.positions import audio_positions, video_positions
@@ -30,7 +32,6 @@ from ltx2_two_stage.ltx2_core.types import (
 )
 
 TOLERANCE = 2e-6
-Generation = Literal["2.0", "2.3"]
 BATCH, TEXT_TOKENS, FPS = 2, 16, 24.0
 SHAPE = VideoLatentShape(BATCH, 24, 3, 4, 5)
 AUDIO_SHAPE = AudioLatentShape(BATCH, 4, 9, 5)
@@ -39,31 +40,6 @@ SCALE = ScaleFactors(8, 32, 32)
 SIGMA = 0.7
 BOTH_OLD_RULES = pytest.mark.parametrize("rule", [CrossTimestepRule.OTHER, CrossTimestepRule.OWN])
 BOTH_GENERATIONS = pytest.mark.parametrize("generation", ["2.0", "2.3"])
-
-# Fact sheet 9.3; the first match wins, so longer names stand first.
-RENAMED = (
-    ("av_ca_video_scale_shift_adaln_single", "av_cross_attn_video_scale_shift"),
-    ("av_ca_audio_scale_shift_adaln_single", "av_cross_attn_audio_scale_shift"),
-    ("av_ca_a2v_gate_adaln_single", "av_cross_attn_video_a2v_gate"),
-    ("av_ca_v2a_gate_adaln_single", "av_cross_attn_audio_v2a_gate"),
-    ("audio_prompt_adaln_single", "audio_prompt_adaln"),
-    ("prompt_adaln_single", "prompt_adaln"),
-    ("audio_adaln_single", "audio_time_embed"),
-    ("adaln_single", "time_embed"),
-    ("audio_patchify_proj", "audio_proj_in"),
-    ("patchify_proj", "proj_in"),
-    ("scale_shift_table_a2v_ca_video", "video_a2v_cross_attn_scale_shift_table"),
-    ("scale_shift_table_a2v_ca_audio", "audio_a2v_cross_attn_scale_shift_table"),
-    ("q_norm", "norm_q"),
-    ("k_norm", "norm_k"),
-)
-
-
-def diffusers_key(key: str) -> str:
-    def rename(part: str) -> str:
-        return next((theirs for ours, theirs in RENAMED if part == ours), part)
-
-    return ".".join(rename(part) for part in key.split("."))
 
 
 def tiny(generation: Generation, layout: Literal["split", "interleaved"] = "split", float64: bool = True) -> Any:
@@ -108,8 +84,8 @@ def pair(generation: Generation, layout: Literal["split", "interleaved"] = "spli
     config = tiny(generation, layout, float64)
     ours = LTXTransformer(config).eval().requires_grad_(False)
     fill(ours, seed=11)
-    new = generation == "2.3"
-    theirs = LTX2VideoTransformer3DModel(
+    theirs = diffusers_models.transformer(
+        generation,
         in_channels=24,
         out_channels=24,
         num_attention_heads=4,
@@ -124,15 +100,10 @@ def pair(generation: Generation, layout: Literal["split", "interleaved"] = "spli
         caption_channels=48,
         rope_type=layout,
         rope_double_precision=float64,
-        gated_attn=new,
-        cross_attn_mod=new,
-        audio_gated_attn=new,
-        audio_cross_attn_mod=new,
-        use_prompt_embeddings=not new,
-        perturbed_attn=True,
     )
-    theirs.load_state_dict({diffusers_key(k): v for k, v in ours.state_dict().items()}, strict=True)
-    return Pair(ours, theirs.eval().requires_grad_(False))
+    state = {diffusers_models.transformer_key(key): tensor for key, tensor in ours.state_dict().items()}
+    theirs.load_state_dict(state, strict=True)
+    return Pair(ours, theirs)
 
 
 def inputs(model: LTXTransformer) -> tuple[StreamInput, StreamInput]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import pytest
 import torch
-from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
 from torch import Tensor, nn
 
-diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("diffusers")
+from diffusers_models import Generation, official_video_vae_key, video_vae
+from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
 
 # Fact sheet 11.6: outputs of order one, a few tens of convolutions summed in another order.
 TOLERANCE = 1e-5
@@ -59,38 +59,14 @@ METADATA: dict[str, dict[str, Any]] = {
         "spatial_padding_mode": "zeros",
     },
 }
-ORACLE: dict[str, dict[str, Any]] = {
-    "2.0": {
-        "block_out_channels": (32, 64, 128, 256),
-        "decoder_block_out_channels": (16, 32, 64),
-        "layers_per_block": (1, 2, 1, 1, 1),
-        "decoder_layers_per_block": (2, 1, 1, 1),
-        "decoder_padding": "reflect",
-    },
-    "2.3": {
-        "block_out_channels": (32, 64, 128, 128),
-        "decoder_block_out_channels": (16, 32, 32, 64),
-        "layers_per_block": (1, 2, 1, 1, 1),
-        "decoder_layers_per_block": (2, 1, 1, 1, 1),
-        "decoder_spatio_temporal_scaling": (True,) * 4,
-        "decoder_inject_noise": (False,) * 5,
-        "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
-        "upsample_residual": (False,) * 4,
-        "upsample_factor": (2, 2, 1, 2),
-        "decoder_padding": "zeros",
-    },
+LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "2.0": ((1, 2, 1, 1, 1), (2, 1, 1, 1)),
+    "2.3": ((1, 2, 1, 1, 1), (2, 1, 1, 1, 1)),
 }
 
 
-def oracle(generation: str) -> nn.Module:
-    options = dict(ORACLE[generation])
-    model: nn.Module = diffusers.AutoencoderKLLTX2Video(
-        latent_channels=LATENT_CHANNELS,
-        decoder_causal=False,
-        encoder_spatial_padding_mode="zeros",
-        decoder_spatial_padding_mode=options.pop("decoder_padding"),
-        **options,
-    )
+def oracle(generation: Generation) -> nn.Module:
+    model: nn.Module = video_vae(generation, LATENT_CHANNELS, ENCODER_BASE, DECODER_BASE, *LAYERS[generation])
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -100,22 +76,12 @@ def oracle(generation: str) -> nn.Module:
                 tensor.uniform_(0.5, 2.0, generator=generator)
             else:
                 tensor.normal_(0.0, 0.3, generator=generator)
-    return model.eval().requires_grad_(False)
+    return model
 
 
-def official_key(name: str, half: str) -> str:
-    """diffusers groups a stage with the resampling beside it; official files count both in one list."""
-    last = 8 if half == "encoder" else 0
-    name = re.sub(r"^mid_block\.resnets", f"STAGES.{last}.res_blocks", name)
-    first = 0 if half == "encoder" else 2
-    name = re.sub(r"^\w+_blocks\.(\d)\.resnets", lambda m: f"STAGES.{2 * int(m[1]) + first}.res_blocks", name)
-    name = re.sub(r"^\w+_blocks\.(\d)\.\w+samplers\.0", lambda m: f"STAGES.{2 * int(m[1]) + 1}", name)
-    return name.replace("STAGES", "down_blocks" if half == "encoder" else "up_blocks")
-
-
-def half(model: nn.Module, kind: type[nn.Module], generation: str) -> nn.Module:
+def half(model: nn.Module, kind: type[nn.Module], generation: Generation) -> nn.Module:
     name = "encoder" if kind is VideoEncoder else "decoder"
-    state = {official_key(k, name): v for k, v in model.get_submodule(name).state_dict().items()}
+    state = {official_video_vae_key(k, name): v for k, v in model.get_submodule(name).state_dict().items()}
     state["per_channel_statistics.mean-of-means"] = model.latents_mean
     state["per_channel_statistics.std-of-means"] = model.latents_std
     with torch.device("meta"):
@@ -131,7 +97,7 @@ def columns(*vectors: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 @pytest.mark.parametrize("frames", [1, 17])
 @torch.no_grad()
-def test_encoder(generation: str, frames: int) -> None:
+def test_encoder(generation: Generation, frames: int) -> None:
     reference = oracle(generation)
     encoder = half(reference, VideoEncoder, generation)
     pixels = torch.rand(2, 3, frames, 96, 128, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -144,7 +110,7 @@ def test_encoder(generation: str, frames: int) -> None:
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 @pytest.mark.parametrize("frames", [1, 3])
 @torch.no_grad()
-def test_decoder(generation: str, frames: int) -> None:
+def test_decoder(generation: Generation, frames: int) -> None:
     reference = oracle(generation)
     decoder = half(reference, VideoDecoder, generation)
     latent = torch.randn(2, LATENT_CHANNELS, frames, 4, 6, generator=torch.Generator().manual_seed(2))

@@ -13,19 +13,12 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
+from diffusers_models import vocoder_key
 
 # Fact sheet 11.6. Waveforms are of order one; sums run in another order through up to a hundred convolutions.
 TOLERANCE = 1e-5
 # Released topology with narrow layers: 64 mel bands, all kernels, rates and dilations are the released ones.
 KERNELS, DILATIONS = (3, 7, 11), ((1, 3, 5),) * 3
-RENAMED = (
-    ("resblocks", "resnets"),
-    ("conv_pre", "conv_in"),
-    ("conv_post", "conv_out"),
-    ("act_post", "act_out"),
-    ("downsample.lowpass", "downsample"),
-    ("ups.", "upsamplers."),
-)
 
 
 def generator_config(
@@ -79,20 +72,11 @@ def weights(module: nn.Module, loudness: float) -> dict[str, Tensor]:
     return state
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    result = {}
-    for name, tensor in state.items():
-        for ours, theirs in RENAMED:
-            name = name.replace(ours, theirs)
-        result[name] = tensor
-    return result
-
-
 def pair(config: VocoderConfig, theirs: nn.Module, loudness: float = 1.0) -> tuple[nn.Module, nn.Module]:
     ours = build_vocoder(config)
     state = weights(ours, loudness)
     ours.load_state_dict(state, strict=True)
-    theirs.load_state_dict(renamed(state), strict=True)
+    theirs.load_state_dict({vocoder_key(name): tensor for name, tensor in state.items()}, strict=True)
     return ours.eval(), theirs.eval()
 
 
