@@ -62,17 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(arguments: argparse.Namespace) -> None:
     """Makes one clip. Files and settings are checked in the order in which that costs least."""
-    from .device_manager.one_device import OneDeviceResidency
-    from .ltx2_core.loading.lora import set_adapters
+    from .assembly import check_device_mode, open_manager
     from .ltx2_core.loading.model_set import ModelSet
     from .ltx2_core.media.mp4 import Mp4Writer, container_metadata
     from .ltx2_core.pipeline import Pipeline
+    from .ltx2_core.stages.validate import validate
     from .ltx2_core.types import DTYPES
     from .terminal.model_files import resolve
     from .terminal.results import check_targets, write_latents, write_report
     from .terminal.summary import summary
 
-    reason = _mode_reason(arguments.device_mode)
+    check_device_mode(arguments.device_mode)
     device = _device(arguments.device)
     dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     targets = {"output": arguments.output, "report": arguments.report, "save-latents": arguments.save_latents}
@@ -80,8 +80,8 @@ def generate(arguments: argparse.Namespace) -> None:
 
     models = ModelSet.open(resolve(arguments), dtype)
     request = _request(arguments, models)
-    pipeline = Pipeline(models, OneDeviceResidency(models.build, device, set_adapters, reason))
-    pipeline.validate(request)
+    validate(models, request)
+    pipeline = Pipeline(models, open_manager(models, device, arguments.device_mode, request.size))
 
     progress = TerminalProgress(quiet=arguments.quiet)
     with Mp4Writer(arguments.output, container_metadata(_settings(arguments))) as writer:
@@ -138,13 +138,6 @@ def _overridden(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
         audio=overridden(recipe.guidance.audio, arguments.audio_guidance),
     )
     return dataclasses.replace(recipe, **changes)
-
-
-def _mode_reason(device_mode: str) -> str:
-    if device_mode != "auto":
-        fix = "Use auto: every model is loaded onto the one device and stays there."
-        raise SettingError("device-mode", device_mode, "needs the device manager, which is not built yet", fix)
-    return "auto: the only mode so far keeps every model on the one device"
 
 
 def _device(name: str | None) -> torch.device:

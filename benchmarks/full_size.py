@@ -9,12 +9,14 @@ GPU memory::
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..device_manager.one_device import OneDeviceResidency
-from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers, set_adapters
+from ..assembly import open_manager
+from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
 from ..ltx2_core.loading.synthetic import fill_random_, full_size_config, full_size_upsampler_config
 from ..ltx2_core.models.audio_vae import AudioDecoder, AudioVAEConfig
 from ..ltx2_core.models.text.config import TextConfig
@@ -36,7 +38,7 @@ from ..ltx2_core.models.vocoder import VocoderConfig, build_vocoder
 from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipes import official_recipe
 from ..ltx2_core.request import GenerationRequest
-from ..ltx2_core.types import AudioGeometry, Component, Phase, ScaleFactors
+from ..ltx2_core.types import AudioGeometry, Component, Phase, ScaleFactors, VideoSize
 
 logger = logging.getLogger("ltx2.benchmarks")
 
@@ -45,6 +47,7 @@ DISTILLED = "distilled"
 LORA_RANK = 384  # of the official file, capped per layer at min(in, out)
 LORA_STD = 0.01
 GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
+GEMMA_BYTES = 23_532_000_000
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,41 @@ class SyntheticModels:
     def adapter_strengths(self, phase: Phase, distilled_strength: tuple[float, float]) -> Mapping[str, float]:
         return {DISTILLED: distilled_strength[1 if phase is Phase.STAGE_2 else 0]}
 
-    def build(self, component: Component, device: torch.device) -> nn.Module:
-        """A component with random weights, made on ``device``."""
-        if component is Component.TEXT_ENCODER:
-            return _gemma_12b(device)
-        generator = torch.Generator(device).manual_seed(self.seed)
-        with torch.device("meta"):
-            module = self._empty(component)
+    def skeleton(self, component: Component) -> nn.Module:
+        """A component on the meta device, without LoRAs."""
         dtype = torch.float32 if component is Component.VOCODER else self.dtype
-        module = fill_random_(module.to(dtype), generator, device).eval().requires_grad_(False)
-        if component is Component.TRANSFORMER:
-            lora: Any = _RandomLoRA(module, generator)
-            inject(module, [(DISTILLED, lora)])
+        with torch.device("meta"):
+            return self._empty(component).to(dtype).eval().requires_grad_(False)
+
+    def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
+        """Random weights, made on the GPU tensor by tensor, for memory on the GPU or on the host."""
+        generator = torch.Generator("cuda").manual_seed(self.seed)
+        for name, tensor in tensors.items():
+            value = torch.empty(tensor.shape, device="cuda", dtype=tensor.dtype)
+            spread = 0.8 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 and "table" not in name else 0.2
+            value.normal_(1.0 if name.endswith("norm.weight") else 0.0, spread, generator=generator)
+            tensor.copy_(value)
+
+    def adapt(self, transformer: nn.Module) -> None:
+        """The distilled LoRA with random matrices, in host memory."""
+        lora: Any = _RandomLoRA(transformer, torch.Generator("cuda").manual_seed(self.seed + 1))
+        inject(transformer, [(DISTILLED, lora)], torch.device("cpu"))
+
+    def component_bytes(self, component: Component) -> int:
+        if component is Component.TEXT_ENCODER:
+            return GEMMA_BYTES
+        return sum(tensor.nbytes for tensor in self.skeleton(component).state_dict().values())
+
+    def adapter_bytes(self) -> int:
+        layers = linear_layers(self.skeleton(Component.TRANSFORMER)).values()
+        return sum(min(LORA_RANK, *shape) * sum(shape) * self.dtype.itemsize for shape in layers)
+
+    def build(self, component: Component, device: torch.device) -> nn.Module:
+        """A component with random weights, made on the GPU and brought to ``device``."""
+        if component is Component.TEXT_ENCODER:
+            return _gemma_12b(torch.device("cuda")).to(device)
+        generator = torch.Generator("cuda").manual_seed(self.seed)
+        module = fill_random_(self.skeleton(component), generator, "cuda").to(device)
         logger.info("%s: %.2f GB", component.value, sum(p.nbytes for p in module.parameters()) / 1e9)
         return module
 
@@ -181,7 +207,7 @@ class _RandomLoRA:
             down = torch.empty(rank, in_features, device=device, dtype=dtype)
             up = torch.empty(out_features, rank, device=device, dtype=dtype)
             for matrix in (down, up):
-                matrix.normal_(0, LORA_STD, generator=self._generator)
+                matrix.copy_(torch.empty_like(matrix, device="cuda").normal_(0, LORA_STD, generator=self._generator))
             read[path] = LoRAWeights(down, up, float(rank))
         return read
 
@@ -207,59 +233,98 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measure(generation: str, runs: int, **changes: Any) -> dict[str, Any]:
-    """Runs one request ``runs`` times on freshly made models; the first run includes making them.
+def measure(generation: str, mode: str, runs: int, recipe_name: str, size: VideoSize) -> dict[str, Any]:
+    """Runs one request ``runs`` times in one device mode on freshly made models; the first run includes making them.
+
+    The last run but one takes a new prompt, so that it shows what encoding costs; the last one repeats it.
 
     Returns:
-        The request, one report for each run, and whether all runs after the first gave the same latents bit for bit.
+        The request, one report for each run with its whole time, latents of the last run, what differed between runs.
     """
     models = SyntheticModels(generation)
-    residency = OneDeviceResidency(
-        models.build, torch.device("cuda"), set_adapters, "benchmark: everything resident", reads_from_host=False
+    manager = open_manager(models, torch.device("cuda"), mode, size)
+    pipeline = Pipeline(models, manager)
+    recipe = official_recipe(recipe_name, generation, models.num_layers)
+    request = GenerationRequest(
+        prompt="a full-size benchmark", recipe=recipe, width=size.width, height=size.height, frames=size.frames
     )
-    pipeline = Pipeline(models, residency)
-    recipe = official_recipe(changes.pop("recipe", "two-stage"), generation, models.num_layers)
-    request = replace(GenerationRequest(prompt="a full-size benchmark", recipe=recipe), **changes)
-    reports, latents = [], list[dict[str, Tensor]]()
+    reports: list[dict[str, Any]] = []
+    kept: list[dict[str, Tensor]] = []
     for run in range(runs):
-        result = pipeline.run(request, keep_latents=run < 2)
-        reports.append(asdict(result.report))
-        latents += [result.latents] if result.latents else []
-        total = sum(stage["ms"] for stage in reports[-1]["stages"])
-        logger.info("run %d: %.2f s", run + 1, total / 1000)
-    finite = all(bool(t.float().isfinite().all()) for t in latents[0].values())
-    same = len(latents) < 2 or all(torch.equal(latents[0][name], latents[1][name]) for name in latents[0])
-    return {
-        "request": {"generation": generation, "recipe": recipe.name, "width": request.width, "height": request.height,
-                    "frames": request.frames, "fps": request.fps, "steps": recipe.steps, "dtype": str(models.dtype)},
+        if run == runs - 2:
+            request = replace(request, prompt="another prompt of the same length")
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        result = pipeline.run(request, keep_latents=True)
+        torch.cuda.synchronize()
+        total = time.perf_counter() - begin
+        report = asdict(result.report)
+        reports.append({**report, "total_s": round(total, 3), "reserved_bytes": torch.cuda.max_memory_reserved()})
+        kept.append(result.latents)
+        stages = ", ".join(f"{s['name']} {s['ms']:.0f}" for s in report["stages"])
+        logger.info("%s run %d: %.2f s (ms: %s)", mode, run + 1, total, stages)
+    peak = max(stage["peak_bytes"] for report in reports[1:] for stage in report["stages"])
+    outcome = {
+        "request": {"generation": generation, "recipe": recipe.name, **size._asdict(), "fps": request.fps,
+                    "steps": recipe.steps, "dtype": str(models.dtype)},
+        "mode": manager.mode,
+        "mode_reason": manager.mode_reason,
         "runs": reports,
-        "first_two_runs_bit_identical": same,
-        "all_finite": finite,
+        "peak_bytes_after_first_run": peak,
+        "where": manager.status(),
+        "last_two_runs_differ_in": _differences(kept[-2], kept[-1]),
+        "all_finite": all(bool(t.float().isfinite().all()) for t in kept[-1].values()),
+        "latents": kept[-1],
     }  # fmt: skip
+    manager.drop()
+    return outcome
+
+
+def _differences(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:
+    """Relative L2 of every tensor that is not the same bit for bit."""
+    return {
+        name: round(float((first[name].double() - tensor.double()).norm() / tensor.double().norm()), 8)
+        for name, tensor in second.items()
+        if not torch.equal(first[name], tensor)
+    }
+
+
+def compare_modes(generation: str, modes: Sequence[str], runs: int, recipe: str, size: VideoSize) -> dict[str, Any]:
+    """All modes one after the other in one process, and how their latents differ from the first one's."""
+    results = []
+    reference: Mapping[str, Tensor] | None = None
+    for mode in modes:
+        result = measure(generation, mode, runs, recipe, size)
+        latents = result.pop("latents")
+        reference = reference or latents
+        result["differs_from_first_mode_in"] = _differences(reference, latents)
+        results.append(result)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    return {"machine": machine(), "modes": results}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--generation", choices=("2.0", "2.3"), default="2.3")
     parser.add_argument("--recipe", default="two-stage")
+    parser.add_argument("--modes", default="resident", help="device modes, separated by commas")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--frames", type=int, default=121)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    result = measure(
-        options.generation,
-        options.runs,
-        recipe=options.recipe,
-        width=options.width,
-        height=options.height,
-        frames=options.frames,
-    )
-    options.out.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
-    for stage in result["runs"][-1]["stages"]:
-        logger.info("%-10s %9.1f ms  peak %6.2f GB", stage["name"], stage["ms"], stage["peak_bytes"] / 1e9)
+    size = VideoSize(options.frames, options.height, options.width)
+    result = compare_modes(options.generation, options.modes.split(","), options.runs, options.recipe, size)
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    for mode in result["modes"]:
+        peak = mode["peak_bytes_after_first_run"] / 1e9
+        logger.info("%-13s %6.2f s  peak %6.2f GB", mode["mode"], mode["runs"][-1]["total_s"], peak)
+        logger.info("  differs between runs: %s; from the first mode: %s", mode["last_two_runs_differ_in"],
+                    mode["differs_from_first_mode_in"])  # fmt: skip
 
 
 if __name__ == "__main__":

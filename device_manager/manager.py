@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -12,10 +13,13 @@ from torch import nn
 
 from .host_memory import PinnedBudget
 from .modes import Mode
+from .policy import next_lower
 from .placed import ComponentSpec, Placed
 from .streams import Streams
 from .switched import Switched, SwitchedSpec
 from .telemetry import Telemetry
+
+logger = logging.getLogger("ltx2.device")
 
 NO_ADAPTERS: Mapping[str, float] = {}
 
@@ -111,6 +115,16 @@ class DeviceManager:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             self.mode_reason = reason
+
+    def fall_back(self, problem: str) -> bool:
+        """Takes the next lower mode after the device ran out of memory; False when there is none."""
+        lower = next_lower(self._mode)
+        if lower is None:
+            return False
+        reason = f"fell back from {self._mode} to {lower}: {problem}"
+        logger.warning("The device manager %s", reason)
+        self.change_mode(lower, reason)
+        return True
 
     def status(self) -> dict[str, dict[str, int]]:
         """Bytes by place ("device", "host") and what they hold."""

@@ -59,6 +59,10 @@ class OneDeviceResidency:
     def prefetch(self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None) -> None:
         """Nothing to do: what was used once is already in place."""
 
+    def fall_back(self, problem: str) -> bool:
+        """There is no other placement."""
+        return False
+
     def release(self) -> None:
         """Drops every module, so that its memory can be taken back. The next use loads again."""
         with self._lock:

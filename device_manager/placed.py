@@ -77,7 +77,7 @@ class Placed:
             self._tensors = [tensor for _, tensor in unique_tensors(module)]
             for view, tensor in zip(self._host.views, self._tensors, strict=True):
                 view.copy_(tensor)
-            bind(self._tensors, self._host.views)
+                tensor.data = view  # one by one, so that what was read is freed on the way
             for memory in self._host.memory:
                 self._budget.pin(memory, self._host)
             if self.placement == "stream":

@@ -21,7 +21,8 @@ class Streams:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.cuda = device.type == "cuda"
-        self._copy, self._work = (self._stream(), self._stream()) if self.cuda else (None, None)
+        self._copy: Any = self._stream() if self.cuda else None
+        self._work: Any = self._stream() if self.cuda else None
 
     def _stream(self) -> Any:
         return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]

@@ -86,6 +86,7 @@ class Switched:
         self._adapters_ready: Event = None
         self._applied: Hashable = None  # strengths that the wrapped module's adapters have
         self._applying = False  # the wrapped module is in use
+        self._keep_adapters = False  # the next phase wants them where they are
 
     # What is where
 
@@ -133,7 +134,7 @@ class Switched:
         return torch.device("cpu") if self._keeps_host_copy else self._streams.device
 
     def _load_adapters(self) -> None:
-        """Wraps the module once; adapter matrices live on the host unless the mode applies them all the time."""
+        """Wraps the module once; adapter matrices live on the host between the phases that need them."""
         if self._dynamic is not None:
             return
         plain = self.load()
@@ -215,8 +216,8 @@ class Switched:
         return self._dynamic
 
     def _drop_adapters(self) -> None:
-        """Gives the adapters' device memory back, unless the mode applies them all the time."""
-        if self.mode is Mode.ORIGINAL or self._applying or self._adapter_device is None or not self._streams.cuda:
+        """Gives the adapters' device memory back, unless they are being applied."""
+        if self._applying or self._adapter_device is None or not self._streams.cuda:
             return
         assert self._adapter_host is not None
         bind(self._adapter_tensors, self._adapter_host.views)
@@ -239,6 +240,9 @@ class Switched:
             self._second.copy_group(base, group)
         self.spec.merge(dynamic, self._second.named(), strengths)
         self._second_key = _key(strengths)
+        if self._adapter_device is not None:
+            for memory in self._adapter_device.memory:
+                self._streams.keep_until_now(memory)
         self._drop_adapters()
         if self._merged_module is None:
             self._merged_module = self.spec.skeleton()
@@ -268,23 +272,26 @@ class Switched:
     def prefetch(self, phase: Hashable, strengths: Strengths) -> None:
         """Begins what :meth:`use` will need, beside the current stream; returns at once."""
         active = _active(strengths)
-        if self._plain is None or not active or phase not in self.spec.merged_phases:
+        if self._plain is None or not active:
             return
+        merges = phase in self.spec.merged_phases and self.mode in (Mode.RESIDENT, Mode.SNAPSHOT)
         with plain_tensors():
-            if self.mode in (Mode.RESIDENT, Mode.SNAPSHOT) and self._second_key != _key(active):
-                if self._second_ready is not None:
-                    self._streams.wait(self._second_ready)
+            if not merges:
+                if self._dirty is None:
+                    self._ensure_adapters()
+                    self._keep_adapters = True
+            elif self._second_key != _key(active):
                 with self._streams.working(after=self._streams.mark()):
+                    self._streams.wait(self._second_ready)
                     self._make_second(active)
                     self._second_ready = self._streams.mark()
-            elif self.mode is Mode.SNAPSHOT_LOW and self._dirty is None:
-                self._ensure_adapters()
 
     @contextmanager
     def use(self, phase: Hashable, strengths: Strengths) -> Iterator[nn.Module]:
         """The module whose forward has these adapter strengths."""
         active = _active(strengths)
         merged = bool(active) and phase in self.spec.merged_phases and self.mode is not Mode.ORIGINAL
+        self._keep_adapters = False
         with plain_tensors():
             module = self._merged(active) if merged else self._unmerged(strengths)
         try:
@@ -321,19 +328,19 @@ class Switched:
         return self._merged_module
 
     def _finish(self, merged: bool) -> None:
-        self._applying = False
+        applied, self._applying = self._applying, False
         if merged and self.mode is Mode.SNAPSHOT:
             self._drop_second()
         if self._dirty is not None:
             self._restore()
-        # Merging beside this stage may need them still
-        if not merged and self._second_ready is None and self.mode is not Mode.SNAPSHOT_LOW:
+        if (applied or merged) and not self._keep_adapters:
             self._drop_adapters()
 
     def release(self) -> int:
         """Gives all device memory back; returns the bytes. Without a host copy the next use reads the files again."""
         freed = sum(self.device_bytes.values())
         with plain_tensors():
+            self._streams.wait(self._second_ready)
             self._drop_second()
             if self._host is None:
                 self._forget()

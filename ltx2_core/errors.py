@@ -49,3 +49,7 @@ class OutputError(LTX2Error, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class DeviceMemoryError(LTX2Error, RuntimeError):
+    """The device has too little memory for what was asked, in every placement that there is."""

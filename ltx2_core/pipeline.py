@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeVar
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+from .errors import DeviceMemoryError
 from .media.sink import FrameSink, NullSink
 from .protocols import Models, NoProgress, Progress, Residency
 from .recipes import AudioSource
@@ -22,12 +25,53 @@ from .stages.upsample import upsample
 from .stages.validate import validate
 from .types import AudioClip, LatentPair, Phase, PromptContext, RunReport, StageRecord
 
-F = TypeVar("F", bound=Callable[..., object])
+P = ParamSpec("P")
+R = TypeVar("R")
 _QUIET = NoProgress()
+# A prompt's embeddings are 12 MB at full size; encoding it anew moves 24 GB where the text encoder streams
+_PROMPTS_KEPT = 8
 
 
-def _inference(function: F) -> F:
-    return torch.inference_mode()(function)
+def _stage(method: Callable[Concatenate[Pipeline, P], R]) -> Callable[Concatenate[Pipeline, P], R]:
+    """Runs a stage in inference mode, and once more in a smaller placement when the device runs out of memory."""
+    stage = torch.inference_mode()(method)
+
+    @wraps(method)
+    def run(self: Pipeline, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return stage(self, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            problem = str(error).split(". ", 1)[0]
+        # Outside of the handler: the error's traceback keeps the failed stage's tensors alive
+        mode = self.residency.mode
+        if not self.residency.fall_back(problem):
+            raise _out_of_memory(mode, problem)
+        try:
+            return stage(self, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            problem = str(error).split(". ", 1)[0]
+        raise _out_of_memory(f"{mode}, then {self.residency.mode}", problem)
+
+    return run
+
+
+def _stage_without_retry(method: Callable[Concatenate[Pipeline, P], R]) -> Callable[Concatenate[Pipeline, P], R]:
+    """As :func:`_stage`, for a stage whose output has left already."""
+    stage = torch.inference_mode()(method)
+
+    @wraps(method)
+    def run(self: Pipeline, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return stage(self, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(self.residency.mode, str(error).split(". ", 1)[0]) from error
+
+    return run
+
+
+def _out_of_memory(mode: str, problem: str) -> DeviceMemoryError:
+    fix = "Choose a smaller width, height or number of frames, close other programs, or try device-mode snapshot-low."
+    return DeviceMemoryError(f"the device ran out of memory (device mode {mode}): {problem}. {fix}")
 
 
 class Pipeline:
@@ -40,23 +84,34 @@ class Pipeline:
 
     def __init__(self, models: Models, residency: Residency) -> None:
         self.models, self.residency = models, residency
+        self._prompts: OrderedDict[str, PromptContext] = OrderedDict()
 
     def validate(self, request: GenerationRequest) -> None:
         """Raises :class:`SettingError` before any weight is read."""
         validate(self.models, request)
 
-    @_inference
+    @_stage
     def encode_prompt(
         self, request: GenerationRequest, progress: Progress = _QUIET
     ) -> tuple[PromptContext, PromptContext | None]:
-        """Embeddings of the prompt, and of the negative prompt where the guidance needs one."""
-        if not needs_negative(request.recipe.guidance):
-            return encode_prompts(self.models, self.residency, [request.prompt], progress)[0], None
-        prompts = [request.prompt, request.negative_prompt]
-        positive, negative = encode_prompts(self.models, self.residency, prompts, progress)
-        return positive, negative
+        """Embeddings of the prompt, and of the negative prompt where the guidance needs one.
 
-    @_inference
+        The last few prompts' embeddings are kept, and a prompt among them is not encoded again.
+        """
+        guided = needs_negative(request.recipe.guidance)
+        wanted = [request.prompt, request.negative_prompt] if guided else [request.prompt]
+        missing = [prompt for prompt in dict.fromkeys(wanted) if prompt not in self._prompts]
+        if missing:
+            new = encode_prompts(self.models, self.residency, missing, progress)
+            self._prompts.update(zip(missing, new, strict=True))
+        contexts = [self._prompts[prompt] for prompt in wanted]
+        for prompt in wanted:
+            self._prompts.move_to_end(prompt)
+        while len(self._prompts) > _PROMPTS_KEPT:
+            self._prompts.popitem(last=False)
+        return contexts[0], contexts[1] if guided else None
+
+    @_stage
     def denoise(
         self,
         request: GenerationRequest,
@@ -68,12 +123,12 @@ class Pipeline:
         plan = plan_stages(self.models, request)[0]
         return denoise_stage(self.models, self.residency, request, plan, positive, negative, None, progress)
 
-    @_inference
+    @_stage
     def upsample(self, latents: LatentPair, progress: Progress = _QUIET) -> LatentPair:
         """Doubles the video latent's height and width; the audio passes through."""
         return upsample(self.models, self.residency, latents, progress)
 
-    @_inference
+    @_stage
     def refine(
         self,
         request: GenerationRequest,
@@ -87,7 +142,7 @@ class Pipeline:
             raise ValueError(f"the {request.recipe.name} recipe has no second stage")
         return denoise_stage(self.models, self.residency, request, plan, positive, None, upsampled, progress)
 
-    @_inference
+    @_stage_without_retry
     def decode(
         self, request: GenerationRequest, latents: LatentPair, sink: FrameSink, progress: Progress = _QUIET
     ) -> AudioClip:

@@ -43,6 +43,10 @@ class Residency(Protocol):
         """A hint that ``use`` will follow; returns at once."""
         ...
 
+    def fall_back(self, problem: str) -> bool:
+        """Asks for a placement that needs less device memory, after ``problem``; False when there is none."""
+        ...
+
     def measure(self, stage: str) -> AbstractContextManager[None]:
         """Times what happens inside and notes its peak memory, as stage ``stage`` of the run."""
         ...

@@ -12,16 +12,13 @@ from typing import Any
 
 import torch
 
-from ..device_manager.one_device import OneDeviceResidency
+from ..assembly import open_manager
 from ..ltx2_core.errors import SettingError
-from ..ltx2_core.loading.lora import set_adapters
 from ..ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipes import Recipe, official_recipe
 
 log = logging.getLogger("ltx2.nodes")
-
-DEVICE_MODES = ("auto", "resident", "snapshot", "snapshot-low", "original")
 
 
 @dataclass(frozen=True)
@@ -90,17 +87,17 @@ class PipelineRegistry:
             SettingError: the mode is not available.
             CheckpointError: a file cannot be used; no weight was read.
         """
-        reason = mode_reason(mode)
         stamps = tuple(file_stamps(path) for path in vars(files).values() if isinstance(path, Path))
         key = (files, stamps, dtype, device, mode)
         with self._lock:
             if self._handle is None or key != self._key:
                 models = ModelSet.open(files, dtype)
-                residency = OneDeviceResidency(models.build, device, set_adapters, reason)
+                # What is loaded goes first: the new plan is made from the memory that is free then
                 self.clear()
+                manager = open_manager(models, device, mode)
                 log.info("opened the models of %s (LTX-%s, %s)", files.checkpoint.name, models.generation, dtype)
-                self._key, self._release = key, residency.release
-                self._handle = PipelineHandle(Pipeline(models, residency), context_widths(models))
+                self._key, self._release = key, manager.drop
+                self._handle = PipelineHandle(Pipeline(models, manager), context_widths(models))
             return self._handle
 
     def clear(self) -> None:
@@ -112,18 +109,6 @@ class PipelineRegistry:
 
 def _nothing() -> None:
     return None
-
-
-def mode_reason(mode: str) -> str:
-    """Why models are placed as they are.
-
-    Raises:
-        SettingError: the mode is not available.
-    """
-    if mode != "auto":
-        fix = "Use auto: every model is loaded onto the one device and stays there."
-        raise SettingError("device_mode", mode, "needs the device manager, which is not built yet", fix)
-    return "auto: the only mode so far keeps every model on the one device"
 
 
 def context_widths(models: Any) -> tuple[int, int]:

@@ -7,11 +7,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..assembly import check_device_mode
+from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.loading.model_set import ModelFiles
 from ..ltx2_core.types import DTYPES
 from . import host
-from .handle import DEVICE_MODES, PIPELINES, file_stamps, mode_reason
+from .handle import PIPELINES, file_stamps
 from .sockets import CATEGORY, pipeline_output
 
 NONE = "none"
@@ -73,10 +75,12 @@ class Loader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "device_mode",
-                    options=list(DEVICE_MODES),
+                    options=list(MODE_NAMES),
                     default=AUTO,
-                    tooltip="Where the models live between stages. auto is the only mode so far: everything stays on "
-                    "the compute device.",
+                    tooltip="Where the two sets of transformer weights live. auto chooses by what the machine has. "
+                    "resident: both on the GPU (about 90 GB). snapshot: the second one only while it is used. "
+                    "snapshot-low: one on the GPU and a copy in host memory (about 48 GB). original: one, with the "
+                    "LoRA applied on the fly.",
                 ),
                 _split_file_input("video_vae", "Video VAE, where the checkpoint has none. From models/vae."),
                 _split_file_input(
@@ -92,7 +96,7 @@ class Loader(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, device_mode: str | None = None) -> bool | str:
         try:
-            mode_reason(device_mode or AUTO)
+            check_device_mode(device_mode)
         except LTX2Error as error:
             return str(error)
         return True

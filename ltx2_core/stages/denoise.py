@@ -12,7 +12,7 @@ from ..sampling.loop import euler_loop
 from ..sampling.noise import add_noise
 from ..sampling.res_2s import res_2s_loop
 from ..sampling.state import StreamState, audio_tokens, from_tokens, video_tokens
-from ..types import Component, LatentPair, PromptContext
+from ..types import Component, LatentPair, Phase, PromptContext
 from .condition import apply_images, encode_images, round_positions
 from .plan import StagePlan, plan_stages, stage_generator
 
@@ -31,6 +31,8 @@ def denoise_stage(
 ) -> LatentPair:
     """Runs one stage and returns both latents without conditioning tokens.
 
+    While the last step of a stage is computed, the residency hears of the next one.
+
     Args:
         initial: latents to start from (stage 2), or None for noise alone.
     """
@@ -44,6 +46,13 @@ def denoise_stage(
         video = add_noise(video, generator, plan.noise_scale, revision)
         audio = add_noise(audio, generator, plan.noise_scale, revision)
         adapters = models.adapter_strengths(plan.phase, request.recipe.distilled_strength)
+
+        def on_step(done: int) -> None:
+            progress.step(stage, done)
+            if done == plan.steps - 1 and plan.phase is Phase.STAGE_1 and request.recipe.stages == 2:
+                following = models.adapter_strengths(Phase.STAGE_2, request.recipe.distilled_strength)
+                residency.prefetch(Component.TRANSFORMER, Phase.STAGE_2, following)
+
         with residency.use(Component.TRANSFORMER, plan.phase, adapters) as transformer:
             model = GuidedModel(
                 transformer,
@@ -57,7 +66,7 @@ def denoise_stage(
                 revision.frozen_sigma_zero,
             )
             loop = _LOOPS[request.recipe.sampler]
-            video, audio = loop(model, video, audio, plan.sigmas, lambda done: progress.step(stage, done))
+            video, audio = loop(model, video, audio, plan.sigmas, on_step)
     progress.finish(stage)
     return LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
 

@@ -25,9 +25,10 @@ ALLOWED: dict[str, set[str]] = {
     "ltx2_core.stages": {"ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "ltx2_core.pipeline": {"ltx2_core.stages", "ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "device_manager": set(),
-    "terminal": {"ltx2_core.loading", "ltx2_core.media"},
-    "nodes": {"ltx2_core", "device_manager"},
-    "cli": {"ltx2_core", "device_manager", "terminal"},
+    "assembly": {"ltx2_core.loading", "device_manager"},
+    "terminal": {"ltx2_core.loading", "ltx2_core.media", "device_manager"},
+    "nodes": {"ltx2_core", "device_manager", "assembly"},
+    "cli": {"ltx2_core", "device_manager", "assembly", "terminal"},
     "": {"nodes"},
 }
 CONTRACTS = {f"ltx2_core.{name}" for name in ("types", "protocols", "errors", "recipes", "request")}

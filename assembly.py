@@ -1,0 +1,154 @@
+"""Brings model files and the device manager together, for the command line and the nodes alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .device_manager.host_memory import PinnedBudget
+from .device_manager.manager import DeviceManager
+from .device_manager.memory import host_available, pinned_budget, vram
+from .device_manager.modes import Mode, UnknownMode, requested_mode
+from .device_manager.placed import ComponentSpec, Placement
+from .device_manager.policy import SMALL_MODES, Decision, DoesNotFit, Facts, choose
+from .device_manager.switched import SwitchedSpec
+from .ltx2_core.errors import SettingError
+from .ltx2_core.loading.lora import merge, set_adapters
+from .ltx2_core.protocols import Models
+from .ltx2_core.types import Component, Phase, VideoSize
+
+# Bytes beside weights at work, as measured on one H200 in bf16: a DiT call takes 90 kB per token and guidance pass
+# (stage 1 of 768x512x121 with 4 passes), decoding 3.4 kB per pixel of a frame (768x512 and 1920x1088)
+ACTIVATION_BYTES_PER_TOKEN = 90_000
+ACTIVATION_BYTES_PER_PIXEL = 3_400
+# Where no size is known yet (a loader node), what the largest common clip needs
+LARGEST_SIZE = VideoSize(121, 1088, 1920)
+
+
+class LoadableModels(Models, Protocol):
+    """What placing the components takes, beside what the stages must know: see ``loading.ModelSet``."""
+
+    def build(self, component: Component, device: torch.device) -> nn.Module: ...
+
+    def skeleton(self, component: Component) -> nn.Module: ...
+
+    def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def adapt(self, transformer: nn.Module) -> None: ...
+
+    def component_bytes(self, component: Component) -> int: ...
+
+    def adapter_bytes(self) -> int: ...
+
+
+def check_device_mode(setting: str | None) -> None:
+    """Raises :class:`SettingError` when the setting, or the environment variable, names no mode."""
+    _requested(setting)
+
+
+def open_manager(
+    models: LoadableModels,
+    device: torch.device,
+    setting: str | None,
+    size: VideoSize | None = None,
+    allow_pinning: Callable[[int], bool] = lambda nbytes: True,
+) -> DeviceManager:
+    """The device manager for these models. No weight is read yet.
+
+    Args:
+        setting: device mode as the user wrote it; None and "auto" choose by what the machine has.
+        size: of the clip that will be made, for what it needs beside weights; None plans for a large one.
+        allow_pinning: asks a host application whether so many bytes of host memory more may be pinned.
+
+    Raises:
+        SettingError: the mode is unknown, or nothing fits; the message has the numbers.
+    """
+    mode, origin = _requested(setting)
+    if device.type != "cuda":
+        chosen = mode or Mode.ORIGINAL
+        reason = origin if mode else "auto: without a GPU one copy of the weights serves both stages"
+        decision = Decision(chosen, reason, "stay", 0, 0)
+        budget = PinnedBudget(0)
+    else:
+        facts = _facts(models, device, size or LARGEST_SIZE)
+        try:
+            decision = choose(facts, mode)
+        except DoesNotFit as error:
+            fix = "Choose a smaller clip, or another device mode to try it all the same."
+            raise SettingError("device-mode", setting or "auto", str(error).rstrip("."), fix) from error
+        budget = PinnedBudget(facts.pinned_budget, allow_pinning)
+    return DeviceManager(
+        device,
+        decision.mode,
+        decision.reason,
+        (Component.TRANSFORMER, _transformer(models)),
+        _components(models, decision),
+        budget,
+    )
+
+
+def _requested(setting: str | None) -> tuple[Mode | None, str]:
+    try:
+        return requested_mode(setting)
+    except UnknownMode as error:
+        raise SettingError("device-mode", error.value, str(error).rstrip("."), "auto suits most machines.") from error
+
+
+def _transformer(models: LoadableModels) -> SwitchedSpec:
+    return SwitchedSpec(
+        skeleton=partial(models.skeleton, Component.TRANSFORMER),
+        fill=partial(models.fill, Component.TRANSFORMER),
+        layers="transformer_blocks",
+        adapt=models.adapt,
+        set_adapters=set_adapters,
+        merge=merge,
+        merged_phases=(Phase.STAGE_2,),
+    )
+
+
+def _components(models: LoadableModels, decision: Decision) -> dict[Hashable, ComponentSpec]:
+    text_stays = decision.text_encoder == "stay"
+    small: Placement = "visit" if decision.mode in SMALL_MODES else "stay"
+    specs: dict[Hashable, ComponentSpec] = {
+        component: ComponentSpec(partial(models.build, component), small)
+        for component in Component
+        if component is not Component.TRANSFORMER
+    }
+    connector, encoder = Component.TEXT_CONNECTOR, Component.TEXT_ENCODER
+    specs[connector] = ComponentSpec(partial(models.build, connector), "stay" if text_stays else "visit")
+    specs[encoder] = ComponentSpec(partial(models.build, encoder), "stay" if text_stays else "stream", "layers")
+    return specs
+
+
+def _facts(models: LoadableModels, device: torch.device, size: VideoSize) -> Facts:
+    memory, host = vram(device), host_available()
+    latent = size.latent(models.latent_channels, models.scale)
+    # Stage 1 has a quarter of stage 2's tokens and up to four passes: both cost the same memory
+    tokens = latent.token_count
+    activation = max(tokens * ACTIVATION_BYTES_PER_TOKEN, size.width * size.height * ACTIVATION_BYTES_PER_PIXEL)
+    others = [c for c in _SMALL if c is not Component.UPSAMPLER or models.has_upsampler]
+    return Facts(
+        total_vram=memory.total,
+        free_vram=memory.free,
+        host_available=host,
+        pinned_budget=pinned_budget(host),
+        dit_bytes=models.component_bytes(Component.TRANSFORMER),
+        lora_bytes=models.adapter_bytes(),
+        activation_bytes=activation,
+        text_encoder_bytes=models.component_bytes(Component.TEXT_ENCODER),
+        text_work_bytes=models.component_bytes(Component.TEXT_CONNECTOR),
+        other_bytes=sum(models.component_bytes(c) for c in others),
+    )
+
+
+_SMALL = (
+    Component.VIDEO_ENCODER,
+    Component.VIDEO_DECODER,
+    Component.AUDIO_DECODER,
+    Component.VOCODER,
+    Component.UPSAMPLER,
+)
