@@ -68,6 +68,8 @@ def open_manager(
         SettingError: the mode is unknown, or nothing fits; the message has the numbers.
     """
     mode, origin = _requested(setting)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     if device.type != "cuda":
         chosen = mode or Mode.ORIGINAL
         reason = origin if mode else "auto: without a GPU one copy of the weights serves both stages"
