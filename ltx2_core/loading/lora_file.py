@@ -185,10 +185,12 @@ def check_fit(lora: LoRAFile, layers: Mapping[str, tuple[int, int]], generation:
     """
     absent = [name for name in lora.targets if name not in layers]
     wrong = [n for n, t in lora.targets.items() if n in layers and layers[n] != (t.out_features, t.in_features)]
-    if not absent and not wrong:
-        return
     total, guess = len(lora.targets), lora.generation_guess
     other = guess if guess != generation else None
+    if not absent and not wrong:
+        if other:  # attention layers are of one size in both generations, only the metadata tells
+            logger.warning("%s says that it is made for LTX-%s, not LTX-%s.", lora.path.name, other, generation)
+        return
     details = [f"{total - len(absent) - len(wrong)} of its {total} targets fit the LTX-{generation} checkpoint"]
     if absent:
         details.append(f"{len(absent)} are no layers of it ({some(absent)})")

@@ -60,7 +60,10 @@ def frame_rate(fps: float) -> Fraction:
         ntsc = Fraction(nominal * 1000, 1001)
         if abs(float(ntsc) - fps) < _NTSC_TOLERANCE:
             return ntsc
-    return Fraction(fps).limit_denominator(1001)
+    rate = Fraction(fps).limit_denominator(1001)
+    if not rate:
+        raise SettingError("fps", fps, "is too low for a video file", "Use 24, the rate of the released models.")
+    return rate
 
 
 def check_writable(path: Path, setting: str = "output") -> None:

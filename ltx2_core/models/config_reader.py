@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -56,7 +57,7 @@ class ConfigReader:
 
     def int(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
         value = self.raw(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value:
+        if not _is_whole(value):
             raise self.error(key, "must be a whole number")
         if value < minimum:
             raise self.error(key, f"must be at least {minimum}")
@@ -64,7 +65,7 @@ class ConfigReader:
 
     def float(self, key: str, default: Any = _REQUIRED) -> float:
         value = self.raw(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise self.error(key, "must be a number")
         return float(value)
 
@@ -85,7 +86,7 @@ class ConfigReader:
     def ints(self, key: builtins.str, default: Any = _REQUIRED) -> tuple[builtins.int, ...]:
         value = self.raw(key, default)
         ok = isinstance(value, Sequence) and not isinstance(value, str)
-        if not ok or any(isinstance(v, bool) or not isinstance(v, (int, float)) or int(v) != v for v in value):
+        if not ok or not all(_is_whole(v) for v in value):
             raise self.error(key, "must be a list of whole numbers")
         return tuple(int(v) for v in value)
 
@@ -93,3 +94,9 @@ class ConfigReader:
         """Raises unless the value equals the only one that is supported."""
         if self.raw(key, default) != expected:
             raise self.error(key, f"is not supported (supported: {expected!r})")
+
+
+def _is_whole(value: Any) -> bool:
+    # JSON as Python reads it knows Infinity and NaN, which are no whole numbers
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and int(value) == value

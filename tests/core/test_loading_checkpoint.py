@@ -117,6 +117,7 @@ DAMAGED = {
     "incomplete-entry": (header_bytes({"a": {"dtype": "F32"}}), "entry of a is incomplete"),
     "entry-is-a-list": (header_bytes({"a": [1]}), "entry of a is incomplete"),
     "unknown-dtype": (header_bytes({"a": entry("Q7")}) + ZEROS, "unknown dtype 'Q7'"),
+    "dtype-is-a-list": (header_bytes({"a": {**entry(), "dtype": []}}) + ZEROS, "unknown dtype"),
     "size": (header_bytes({"a": entry(shape=(3,))}) + ZEROS, "takes 8 bytes, which does not fit F32"),
     "negative": (header_bytes({"a": entry(shape=(-2,), begin=8, end=0)}) + ZEROS, "not whole numbers"),
     "hole": (

@@ -311,6 +311,20 @@ def test_an_adaln_shape_tells_the_generation(tmp_path: Path) -> None:
         assert LoRAFile.open(write(tmp_path / "lora.safetensors", stored), "lora").generation_guess == generation
 
 
+def test_a_lora_that_fits_and_says_that_it_is_of_another_generation(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "transformer_blocks.0.attn1.to_q"
+    path = tmp_path / "lora.safetensors"
+    stored = {f"diffusion_model.{name}.lora_{end}.weight": torch.ones(4, 4) for end in "AB"}
+    save_file(stored, path, {"model_version": "2.0.0"})
+    lora = LoRAFile.open(path, "lora")
+    check_fit(lora, {name: (4, 4)}, "2.0")
+    assert not caplog.text
+    check_fit(lora, {name: (4, 4)}, "2.3")
+    assert "made for LTX-2.0, not LTX-2.3" in caplog.text
+
+
 def test_every_layer_of_the_full_size_model_has_a_name_with_underscores() -> None:
     from ltx2_two_stage.ltx2_core.loading.keymaps import dotted_name
 

@@ -162,7 +162,7 @@ def test_frame_rate(fps: float, expected: Fraction) -> None:
     assert frame_rate(fps) == expected
 
 
-@pytest.mark.parametrize("fps", [0, -24, float("nan"), float("inf")])
+@pytest.mark.parametrize("fps", [0, -24, 0.0004, float("nan"), float("inf")])
 def test_impossible_frame_rate(fps: float) -> None:
     with pytest.raises(SettingError, match="fps = "):
         frame_rate(fps)

@@ -233,6 +233,7 @@ def smaller_vocabulary(tensors: dict[str, Tensor]) -> None:
         (truncate, "truncated"),
         (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda folder: (folder / "config.json").write_text("[" * 200_000), "not JSON"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "lists no weight files"),
         (config_change(lambda config: config.update(model_type="llama")), "type 'llama'"),
         (config_change(lambda config: config.update(quantization_config={"bits": 4})), "quantised"),
@@ -318,3 +319,10 @@ def test_tokenizer_of_another_model(folder: Path) -> None:
 def test_shapes_that_are_no_matrix() -> None:
     with pytest.raises(ConfigError, match="embed_tokens"):
         GemmaSizes.from_shapes({"embed_tokens.weight": (5,)})
+
+
+def test_a_file_that_was_cut_after_it_was_opened(folder: Path) -> None:
+    source = GemmaSource.open(folder)
+    truncate(folder)
+    with pytest.raises(CheckpointError, match=r"gemma = .*cannot be read"):
+        source.load_model(torch.float32, "cpu")

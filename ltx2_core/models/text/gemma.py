@@ -115,10 +115,13 @@ class GemmaSource:
     def _read(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         tensors = {}
         for file in dict.fromkeys(file for file, _ in self.files.values()):
-            with safe_open(file, framework="pt", device=str(device)) as shard:
-                for name, (home, key) in self.files.items():
-                    if home == file:
-                        tensors[name] = shard.get_tensor(key).to(dtype)
+            try:
+                with safe_open(file, framework="pt", device=str(device)) as shard:
+                    for name, (home, key) in self.files.items():
+                        if home == file:
+                            tensors[name] = shard.get_tensor(key).to(dtype)
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(self.setting, file, f"cannot be read ({error})", _DOWNLOAD_AGAIN) from error
         return tensors
 
     def _read_tokenizer(self) -> PromptTokenizer:
@@ -286,7 +289,9 @@ def _read_header(path: Path, setting: str) -> dict[str, _Tensor]:
 def _read_json(path: Path, setting: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise CheckpointError(setting, path, f"cannot be read ({error})", "Check the file's permissions.") from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(setting, path, f"is not JSON ({error})", _DOWNLOAD_AGAIN) from error
     if not isinstance(value, dict):
         raise CheckpointError(setting, path, "is not a JSON object", _DOWNLOAD_AGAIN)
