@@ -150,7 +150,8 @@ def gemma_hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
     """
     layers = list(model.get_submodule("layers").children())
     embeddings = model.get_parameter("embed_tokens.weight")
-    states = embeddings.new_empty(len(ids), embeddings.shape[1], len(layers) + 1)
+    # On the tokens' device: weights that stream come to it only while their layer computes
+    states = torch.empty(len(ids), embeddings.shape[1], len(layers) + 1, dtype=embeddings.dtype, device=ids.device)
 
     # The order and the number of transformers' own hidden_states has changed between versions; a layer's input has not.
     def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
