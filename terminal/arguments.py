@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.recipes import (
     DEFAULT_FPS,
@@ -21,8 +22,6 @@ from ..ltx2_core.recipes import (
 )
 from ..ltx2_core.types import DTYPES
 from . import values
-
-DEVICE_MODES = ("auto", "resident", "snapshot", "snapshot-low", "original")
 
 
 class UsageError(LTX2Error):
@@ -120,7 +119,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     machine.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on cuda, float32 on the CPU")
-    machine.add_argument("--device-mode", choices=DEVICE_MODES, default="auto", help="where the models live")
+    machine.add_argument("--device-mode", choices=MODE_NAMES, default="auto", help="where the models live")
 
     results = parser.add_argument_group("results")
     results.add_argument("--output", type=Path, required=True, metavar="F.mp4")
