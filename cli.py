@@ -132,6 +132,9 @@ def _overridden(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
         problem = f"the {recipe.name} recipe has no stage 2"
         raise SettingError("audio-source", "stage2", problem, "Leave it out, or choose another recipe.")
     if arguments.distilled_strength is not None:
+        if recipe.stages == 1 and arguments.distilled_strength[1]:
+            problem = f"the {recipe.name} recipe has no stage 2"
+            raise SettingError("distilled-strength", arguments.distilled_strength, problem, "Set the second one to 0.")
         changes["distilled_strength"] = arguments.distilled_strength
     changes["guidance"] = Guidance(
         video=overridden(recipe.guidance.video, arguments.video_guidance),

@@ -102,6 +102,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"video_guidance": "blocks=4711"}, ["video-guidance blocks", "4711"]),
         ({"audio_guidance": "skip=-1"}, ["audio-guidance skip", "-1"]),
         ({"audio_source": "stage2", "recipe": "one-stage"}, ["audio-source", "stage2"]),
+        ({"distilled_strength": "0,1", "recipe": "one-stage"}, ["distilled-strength", "1.0", "no stage 2"]),
         ({"upsampler": None}, ["upsampler", "two-stage"]),
         ({"distilled_lora": None}, ["distilled-lora", "two-stage"]),
         ({"gemma": None}, ["gemma"]),
