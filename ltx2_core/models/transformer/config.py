@@ -126,7 +126,7 @@ class TransformerConfig:
         audio = _stream(reader, "audio_", 1, reader.int("audio_in_channels", reader.int("audio_out_channels")))
         layout = _rope_layout(reader)
         if layout == "split" and audio.width % (2 * video.heads):
-            problem = f"must divide {audio.width // 2}, half of the audio stream's width, which it shares in the exchange"
+            problem = f"must divide {audio.width / 2:g}, half of the audio stream's width, which both streams turn"
             raise reader.error("num_attention_heads", problem)
         return cls(
             video=video,
