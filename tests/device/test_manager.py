@@ -1,0 +1,328 @@
+"""The device manager on the CPU: one module that is switched, others beside it, and the calls a run makes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+import pytest
+import torch
+from ltx2_two_stage.device_manager.layout import unique_tensors
+from ltx2_two_stage.device_manager.manager import DeviceManager
+from ltx2_two_stage.device_manager.modes import Mode
+from ltx2_two_stage.device_manager.placed import ComponentSpec
+from ltx2_two_stage.device_manager.switched import SwitchedSpec
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+X = torch.arange(1.0, 13.0).view(3, 4)  # small integers and quarters: every result is exact
+WEIGHT_BYTES = 512  # of Model: two layers of 4 * 4 float32, each on its own 256 bytes
+ADAPTER_BYTES = 512
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Adapted(nn.Module):
+    """Adds a multiple of its input, as a LoRA of the identity would."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.matrix = base, nn.Parameter(torch.eye(4), requires_grad=False)
+        self.strength = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.strength * (x @ self.matrix)
+
+
+class World:
+    """Weights that are multiples of the identity, so that results can be told at a glance, and a count of reads."""
+
+    def __init__(self) -> None:
+        self.reads: list[str] = []
+        self.fail = False
+
+    def manager(self, mode: Mode = Mode.RESIDENT) -> DeviceManager:
+        components = {
+            "vae": ComponentSpec(lambda device: self.linear("vae", 3.0), "visit"),
+            "text": ComponentSpec(lambda device: self.linear("text", 5.0), "stream", "layers"),
+        }
+        return DeviceManager(CPU, mode, "for a test", ("dit", self.spec()), components)
+
+    def linear(self, name: str, factor: float) -> nn.Module:
+        self.reads.append(name)
+        module = nn.Linear(4, 4, bias=False)
+        with torch.no_grad():
+            module.weight.copy_(factor * torch.eye(4))
+        return module
+
+    def spec(self) -> SwitchedSpec:
+        def skeleton() -> nn.Module:
+            with torch.device("meta"):
+                return Model()
+
+        def fill(tensors: Mapping[str, Tensor]) -> None:
+            self.reads.append("dit")
+            if self.fail:
+                raise OSError("the file went away")
+            for tensor in tensors.values():
+                tensor.copy_(2 * torch.eye(4))
+
+        def adapt(module: nn.Module) -> None:
+            for index, layer in enumerate(module.layers):
+                module.layers[index] = Adapted(layer)
+
+        def set_adapters(module: nn.Module, strengths: Mapping[str, float]) -> None:
+            for layer in module.layers:
+                layer.strength = strengths["lora"]
+
+        def merge(adapted: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[str, float]) -> None:
+            for index, layer in enumerate(adapted.layers):
+                weights[f"layers.{index}.weight"].add_(layer.matrix, alpha=strengths["lora"])
+
+        return SwitchedSpec(skeleton, fill, "layers", adapt, set_adapters, merge, ("two",))
+
+
+def factor(manager: DeviceManager, component: str, phase: str = "one", lora: float = 0.0) -> float:
+    """What the component multiplies its input by."""
+    with torch.inference_mode(), manager.use(component, phase, {"lora": lora}) as module:
+        result = module(X)
+    assert torch.equal(result, result[0, 0] * X)
+    return float(result[0, 0])
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=str)
+def test_use_hands_out_what_was_asked_for(mode: Mode) -> None:
+    world = World()
+    manager = world.manager(mode)
+    assert (manager.mode, manager.mode_reason) == (str(mode), "for a test")
+    assert world.reads == []
+    for _ in range(2):
+        assert factor(manager, "text") == 5.0
+        assert factor(manager, "dit") == 4.0  # 2 twice
+        assert factor(manager, "dit", "two", lora=1.0) == 9.0  # 2 + 1 twice
+        assert factor(manager, "dit", "one", lora=0.5) == 6.25  # on the fly
+        assert factor(manager, "vae") == 3.0
+    assert world.reads == ["text", "dit", "vae"]
+
+
+def test_adapters_may_be_left_out() -> None:
+    manager = World().manager()
+    with manager.use("dit", "two") as module:
+        assert torch.equal(module(X), 4 * X)
+    manager.prefetch("dit", "two")
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=str)
+def test_a_prefetch_changes_no_result(mode: Mode) -> None:
+    world = World()
+    manager = world.manager(mode)
+    manager.prefetch("dit", "two", {"lora": 1.0})
+    manager.prefetch("vae", "two")
+    assert world.reads == ["vae"]  # the switched component is read at its first use
+    with manager.use("dit", "one", {"lora": 0.5}) as module:
+        manager.prefetch("dit", "two", {"lora": 1.0})
+        assert torch.equal(module(X), 6.25 * X)
+    assert factor(manager, "dit", "two", lora=1.0) == 9.0
+    assert factor(manager, "vae") == 3.0 and factor(manager, "dit") == 4.0
+    assert world.reads == ["vae", "dit"]
+
+
+def test_an_unknown_component() -> None:
+    manager = World().manager()
+    with pytest.raises(KeyError, match="upscaler"), manager.use("upscaler", "one"):
+        pytest.fail("there is nothing to use")
+    manager.prefetch("upscaler", "one")  # a hint only
+    assert factor(manager, "vae") == 3.0
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=str)
+def test_release_gives_every_byte_back_and_the_next_use_restores(mode: Mode) -> None:
+    world = World()
+    manager = world.manager(mode)
+    factor(manager, "vae")
+    factor(manager, "dit", "two", lora=1.0)
+    held = sum(manager.status()["device"].values())
+    assert manager.release() == held >= WEIGHT_BYTES
+    status = manager.status()
+    assert {"base", "merged", "vae"}.isdisjoint(status["device"])
+    keeps = mode in (Mode.SNAPSHOT, Mode.SNAPSHOT_LOW)
+    assert ("base" in status["host"]) == keeps
+    assert factor(manager, "dit") == 4.0 and factor(manager, "vae") == 3.0
+    assert world.reads == (["vae", "dit", "vae"] if keeps else ["vae", "dit", "dit", "vae"])
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=str)
+def test_drop_forgets_host_copies_too(mode: Mode) -> None:
+    world = World()
+    manager = world.manager(mode)
+    factor(manager, "vae")
+    factor(manager, "dit", "two", lora=1.0)
+    manager.drop()
+    manager.drop()
+    assert manager.status() == {"device": {}, "host": {}, "pinned": {"all": 0}}
+    assert factor(manager, "dit", "two", lora=1.0) == 9.0 and factor(manager, "vae") == 3.0
+    assert world.reads == ["vae", "dit", "dit", "vae"]
+
+
+def test_nothing_is_held_before_the_first_use() -> None:
+    manager = World().manager()
+    assert manager.release() == 0
+    manager.drop()
+    assert manager.status() == {"device": {}, "host": {}, "pinned": {"all": 0}}
+
+
+def test_status_says_what_is_where() -> None:
+    manager = World().manager(Mode.SNAPSHOT)
+    factor(manager, "text")
+    assert manager.status() == {"device": {"text": 64}, "host": {}, "pinned": {"all": 0}}
+    factor(manager, "dit")
+    assert manager.status()["device"] == {"text": 64, "base": WEIGHT_BYTES}
+    assert manager.status()["host"] == {"base": WEIGHT_BYTES}
+    with manager.use("dit", "two", {"lora": 1.0}):
+        status = manager.status()
+        assert status["device"]["merged"] == WEIGHT_BYTES and status["host"]["adapters"] == ADAPTER_BYTES
+    assert "merged" not in manager.status()["device"]
+
+
+@pytest.mark.parametrize("after", list(Mode), ids=str)
+@pytest.mark.parametrize("before", list(Mode), ids=str)
+def test_another_mode_gives_the_same_results(before: Mode, after: Mode) -> None:
+    world = World()
+    manager = world.manager(before)
+    assert factor(manager, "vae") == 3.0 and factor(manager, "dit", "two", lora=1.0) == 9.0
+    manager.change_mode(after, "memory ran out")
+    assert (manager.mode, manager.mode_reason) == (str(after), "memory ran out")
+    assert factor(manager, "dit") == 4.0 and factor(manager, "dit", "two", lora=1.0) == 9.0
+    assert factor(manager, "vae") == 3.0
+    # other components, and the same mode, are not read again
+    assert world.reads == ["vae", "dit"] + ["dit"] * (before is not after)
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=str)
+@pytest.mark.parametrize("raised", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_inside_use_leaves_everything_usable(mode: Mode, raised: type[BaseException]) -> None:
+    world = World()
+    manager = world.manager(mode)
+    for component, phase in (("dit", "one"), ("dit", "two"), ("vae", "one")):
+        with pytest.raises(raised), manager.use(component, phase, {"lora": 1.0}):
+            raise raised
+    found: list[float] = []
+    # from another thread, as a lock that is still held would let its own thread in
+    thread = threading.Thread(target=lambda: found.append(factor(manager, "dit")), daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert found == [4.0]
+    assert factor(manager, "dit", "two", lora=1.0) == 9.0 and factor(manager, "vae") == 3.0
+    assert world.reads == ["dit", "vae"]
+
+
+def test_a_failed_read_can_be_tried_again() -> None:
+    world = World()
+    manager = world.manager()
+    world.fail = True
+    with pytest.raises(OSError, match="went away"), manager.use("dit", "one"):
+        pytest.fail("there is nothing to use")
+    assert manager.status()["device"] == {}
+    world.fail = False
+    assert factor(manager, "dit") == 4.0
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=str)
+def test_two_threads_take_turns(mode: Mode) -> None:
+    world = World()
+    manager = world.manager(mode)
+    start, inside, most = threading.Barrier(2), 0, 0
+    problems: list[BaseException] = []
+
+    def work(phase: str, lora: float, expected: float) -> None:
+        nonlocal inside, most
+        try:
+            start.wait(timeout=10)
+            for _ in range(20):
+                with torch.inference_mode(), manager.use("dit", phase, {"lora": lora}) as module:
+                    inside += 1
+                    most = max(most, inside)
+                    manager.prefetch("dit", "two", {"lora": 1.0})
+                    result = module(X)
+                    inside -= 1
+                assert torch.equal(result, expected * X)
+                with manager.use("vae", phase) as module:
+                    assert torch.equal(module(X), 3 * X)
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [
+        threading.Thread(target=work, args=given, daemon=True) for given in (("one", 0.0, 4.0), ("two", 1.0, 9.0))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert problems == [] and most == 1
+    assert sorted(world.reads) == ["dit", "vae"]
+
+
+def test_a_second_thread_waits_for_the_first() -> None:
+    manager = World().manager()
+    entered, leave, order = threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        with manager.use("dit", "one"):
+            entered.set()
+            leave.wait(timeout=10)
+            order.append("first")
+
+    def second() -> None:
+        with manager.use("vae", "one"):
+            order.append("second")
+
+    one = threading.Thread(target=first, daemon=True)
+    one.start()
+    assert entered.wait(timeout=10)
+    two = threading.Thread(target=second, daemon=True)
+    two.start()
+    two.join(timeout=0.1)
+    assert two.is_alive() and order == []
+    leave.set()
+    for thread in (one, two):
+        thread.join(timeout=10)
+    assert order == ["first", "second"]
+
+
+def test_one_thread_may_use_two_components_at_once() -> None:
+    manager = World().manager()
+    with manager.use("dit", "one") as dit, manager.use("vae", "one") as vae:
+        assert torch.equal(vae(dit(X)), 12 * X)
+
+
+def test_measure_counts_what_was_moved_inside() -> None:
+    manager = World().manager()
+    manager.moved(7, 7)  # outside of any stage
+    with manager.measure("encode"):
+        factor(manager, "text")
+        manager.moved(h2d_bytes=10)
+        manager.moved(d2h_bytes=3)
+    with pytest.raises(RuntimeError), manager.measure("denoise"):
+        raise RuntimeError
+    records = manager.take_records()
+    assert [record["name"] for record in records] == ["encode", "denoise"]
+    assert [(record["h2d_bytes"], record["d2h_bytes"]) for record in records] == [(10, 3), (0, 0)]
+    assert records[0]["ms"] > 0 and manager.take_records() == []
+
+
+def test_weights_that_are_handed_out_are_the_ones_of_the_files() -> None:
+    manager = World().manager(Mode.SNAPSHOT_LOW)
+    factor(manager, "dit", "two", lora=1.0)
+    with manager.use("dit", "one") as module:
+        for name, tensor in unique_tensors(module):
+            assert torch.equal(tensor, 2 * torch.eye(4)), name
