@@ -183,6 +183,7 @@ def _gemma_12b(device: torch.device) -> nn.Module:
         attn_implementation="sdpa",
         dtype=torch.bfloat16,
     )
+    torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

@@ -28,7 +28,7 @@ class PinnedBudget:
 
     def __init__(self, limit: int | None = None, allow: Callable[[int], bool] = lambda nbytes: True) -> None:
         self.limit, self.pinned, self.warned = limit, 0, False
-        self._allow, self._lock = allow, threading.Lock()
+        self._allow, self._lock = allow, threading.RLock()
 
     def pin(self, memory: Tensor, owner: object) -> bool:
         """Registers flat CPU memory for the copy engines, until ``owner`` is gone.

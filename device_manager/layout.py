@@ -55,6 +55,9 @@ class Layout:
         """
         tensors = [(name, tensor) for name, tensor in unique_tensors(module) if id(tensor) not in without]
         spans = _spans(tensors)
+        users: dict[int, set[int]] = {}
+        for name, tensor in _named(module):
+            users.setdefault(_storage_key(tensor), set()).add(_group(name, layers))
         ends = [0] * (1 + (len(members(module, layers)) if layers else 0))
         starts: dict[int, tuple[int, int]] = {}
         slots = []
@@ -62,7 +65,7 @@ class Layout:
             key = _storage_key(tensor)
             first, last = spans[key]
             if key not in starts:
-                group = _group(name, layers)
+                group = min(users[key]) if len(users[key]) == 1 else 0
                 starts[key] = (group, ends[group])
                 ends[group] += -(-(last - first) // ALIGNMENT) * ALIGNMENT
             group, start = starts[key]
@@ -105,7 +108,7 @@ def _spans(tensors: Sequence[tuple[str, Tensor]]) -> dict[int, tuple[int, int]]:
         first = int(tensor.storage_offset()) * tensor.element_size()
         last = first + (reach + 1) * tensor.element_size() if tensor.numel() else first
         low, high = spans.get(_storage_key(tensor), (first, last))
-        spans[_storage_key(tensor)] = (min(low, first), max(high, last))
+        spans[_storage_key(tensor)] = (min(low, first) // ALIGNMENT * ALIGNMENT, max(high, last))
     return spans
 
 

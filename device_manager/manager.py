@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from torch import nn
 
 from .host_memory import PinnedBudget
 from .modes import Mode
-from .policy import next_lower
 from .placed import ComponentSpec, Placed
+from .policy import SMALL_MODES, next_lower
 from .streams import Streams
 from .switched import Switched, SwitchedSpec
 from .telemetry import Telemetry
@@ -112,9 +113,19 @@ class DeviceManager:
                 self._switched.drop()
                 self._switched = Switched(self._switched.spec, mode, self._streams, self._budget, self._moved)
                 self._mode = mode
+                if mode in SMALL_MODES:
+                    self._let_components_visit()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             self.mode_reason = reason
+
+    def _let_components_visit(self) -> None:
+        """As these modes plan: nothing but the switched module stays on the device."""
+        for name, placed in self._placed.items():
+            if placed.spec.placement == "stay":
+                placed.drop()
+                spec = replace(placed.spec, placement="stream" if placed.spec.layers else "visit")
+                self._placed[name] = Placed(spec, self._streams, self._budget, self._moved)
 
     def fall_back(self, problem: str) -> bool:
         """Takes the next lower mode after the device ran out of memory; False when there is none."""

@@ -48,6 +48,7 @@ class Placed:
         self._host: WeightSet | None = None
         self._device: WeightSet | None = None
         self._arrived: Event = None
+        self._stream: LayerStream | None = None
         # What streams and what stays in host memory make no difference where host and device are one
         self.placement: Placement = spec.placement if streams.cuda else "stay"
 
@@ -81,7 +82,9 @@ class Placed:
             for memory in self._host.memory:
                 self._budget.pin(memory, self._host)
             if self.placement == "stream":
-                LayerStream(module, self.spec.layers or "", layout, self._host, self._streams, self._moved)
+                self._stream = LayerStream(
+                    module, self.spec.layers or "", layout, self._host, self._streams, self._moved
+                )
             self._module = module
         return module
 
@@ -90,7 +93,7 @@ class Placed:
         module = self.load()
         if self.placement == "visit" and self._device is None and self._host is not None:
             self._device = WeightSet(self._host.layout, self._streams.device)
-            with self._streams.copying(after=self._streams.mark()):
+            with self._streams.visiting(after=self._streams.mark()):
                 self._moved(self._device.copy_from(self._host), 0)
                 self._arrived = self._streams.mark()
             bind(self._tensors, self._device.views)
@@ -108,10 +111,12 @@ class Placed:
 
     def release(self) -> None:
         """Ends a visit: the tensors show the host copy again, and nothing is copied back."""
+        if self._stream is not None:
+            self._stream.end()
         if self._device is not None and self._host is not None:
             bind(self._tensors, self._host.views)
             if self._streams.cuda:
-                with self._streams.copying(after=self._streams.mark()):
+                with self._streams.visiting(after=self._streams.mark()):
                     for memory in self._device.memory:
                         self._streams.keep_until_now(memory)
             self._device, self._arrived = None, None
@@ -119,7 +124,7 @@ class Placed:
     def drop(self) -> None:
         """Forgets the module; the next use loads it again."""
         self.release()
-        self._module, self._host, self._tensors = None, None, []
+        self._module, self._host, self._stream, self._tensors = None, None, None, []
 
 
 class LayerStream:
@@ -162,7 +167,7 @@ class LayerStream:
             self._ring = [torch.empty(max(groups[1:]), dtype=torch.uint8, device=device) for _ in range(STREAM_DEPTH)]
         start = self._streams.mark()
         self._free = [start] * STREAM_DEPTH
-        with self._streams.copying(after=start):
+        with self._streams.visiting(after=start):
             self._copy(0, self._outside)
             arrived = self._streams.mark()
         for group in range(1, min(STREAM_DEPTH, len(groups))):
@@ -171,9 +176,14 @@ class LayerStream:
         self._bind(0, self._outside)
 
     def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.end()
+
+    def end(self) -> None:
+        if self._outside is None:
+            return
         for group in range(len(self._members)):
             self._unbind(group)
-        with self._streams.copying(after=self._streams.mark()):
+        with self._streams.visiting(after=self._streams.mark()):
             for memory in (*self._ring, *([] if self._outside is None else [self._outside])):
                 self._streams.keep_until_now(memory)
         self._ring, self._outside = [], None
@@ -199,7 +209,8 @@ class LayerStream:
 
     def _fetch(self, group: int) -> None:
         buffer = group % STREAM_DEPTH
-        with self._streams.copying(after=self._free[buffer]):
+        self._arrived = {g: event for g, event in self._arrived.items() if g % STREAM_DEPTH != buffer}
+        with self._streams.visiting(after=self._free[buffer]):
             self._copy(group, self._ring[buffer])
             self._arrived[group] = self._streams.mark()
 

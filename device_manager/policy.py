@@ -171,8 +171,10 @@ def _text_placements(mode: Mode, facts: Facts) -> tuple[TextPlacement, ...]:
     """Where the text encoder may be, the better place first."""
     if mode is Mode.RESIDENT and facts.total_vram < EVERYTHING_STAYS_TOTAL_BYTES:
         return ("stream", "stay")  # it stays only where the host has no room to stream it from
-    if mode in (Mode.RESIDENT, Mode.ORIGINAL):
+    if mode is Mode.RESIDENT:
         return ("stay", "stream")
+    if mode is Mode.ORIGINAL:
+        return ("stream", "stay")
     return ("stream",)
 
 

@@ -13,7 +13,7 @@ Event = Any  # torch.cuda.Event, or None where work is done when the call return
 
 
 class Streams:
-    """One stream beside the current one for copies, and one for arithmetic, of one device.
+    """Streams beside the current one of one device: for copies, for copies that must not queue behind those, for work.
 
     Nothing here waits on the host.
     """
@@ -22,6 +22,7 @@ class Streams:
         self.device = device
         self.cuda = device.type == "cuda"
         self._copy: Any = self._stream() if self.cuda else None
+        self._visit: Any = self._stream() if self.cuda else None
         self._work: Any = self._stream() if self.cuda else None
 
     def _stream(self) -> Any:
@@ -31,6 +32,12 @@ class Streams:
     def copying(self, after: Event = None) -> Iterator[None]:
         """Runs what is inside on the copy stream, once ``after`` has happened."""
         with self._on(self._copy, after):
+            yield
+
+    @contextmanager
+    def visiting(self, after: Event = None) -> Iterator[None]:
+        """Runs what is inside on the stream for what is needed soon: a restore may fill the other for a second."""
+        with self._on(self._visit, after):
             yield
 
     @contextmanager

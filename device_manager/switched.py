@@ -72,6 +72,7 @@ class Switched:
         self._tensors: list[Tensor] = []  # of the plain module, in the layout's order
         self._dynamic: nn.Module | None = None  # the plain module's tensors behind adapters
         self._merged_module: nn.Module | None = None
+        self._merged_tensors: list[Tensor] = []
         self._layout: Layout | None = None
         self._host: WeightSet | None = None
         self._base: WeightSet | None = None
@@ -245,11 +246,12 @@ class Switched:
                 self._streams.keep_until_now(memory)
         self._drop_adapters()
         if self._merged_module is None:
-            self._merged_module = self.spec.skeleton()
-            assign(self._merged_module, self._second.views)
-            self._merged_module.eval()
+            module = self.spec.skeleton()
+            assign(module, self._second.views)
+            self._merged_tensors = [tensor for _, tensor in unique_tensors(module.eval())]
+            self._merged_module = module
         else:
-            bind([tensor for _, tensor in unique_tensors(self._merged_module)], self._second.views)
+            bind(self._merged_tensors, self._second.views)
 
     def _merge_in_place(self, strengths: Strengths) -> None:
         base = self._ensure_base()
@@ -262,10 +264,14 @@ class Switched:
         self._drop_adapters()
 
     def _drop_second(self) -> None:
+        """Gives the merged weights' memory back; their module stays, showing the base, since making one takes long."""
         if self._second is not None:
             for memory in self._second.memory:
                 self._streams.keep_until_now(memory)
-        self._second, self._second_key, self._second_ready, self._merged_module = None, None, None, None
+            shown = self._base or self._host
+            if self._merged_module is not None and shown is not None:
+                bind(self._merged_tensors, shown.views)
+        self._second, self._second_key, self._second_ready = None, None, None
 
     # Use
 
@@ -348,6 +354,7 @@ class Switched:
                 self._wait_all()
                 self._arrived = [None] * len(self._arrived)
                 bind(self._tensors, self._host.views)
+                bind(self._merged_tensors, self._host.views[: len(self._merged_tensors)])
                 if self._base is not None:
                     for memory in self._base.memory:
                         self._streams.keep_until_now(memory)

@@ -57,7 +57,7 @@ def apply_images(
             )
             state = state.with_appended(image.tokens, image.strength, positions, overwrite)
         else:
-            start = min(image.frame, plan.video.frames - 1) * frame_tokens
+            start = image.frame * frame_tokens
             state = state.with_replaced(image.tokens, image.strength, start, overwrite)
     return state
 

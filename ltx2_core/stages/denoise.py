@@ -49,9 +49,8 @@ def denoise_stage(
 
         def on_step(done: int) -> None:
             progress.step(stage, done)
-            if done == plan.steps - 1 and plan.phase is Phase.STAGE_1 and request.recipe.stages == 2:
-                following = models.adapter_strengths(Phase.STAGE_2, request.recipe.distilled_strength)
-                residency.prefetch(Component.TRANSFORMER, Phase.STAGE_2, following)
+            if done == plan.steps - 1:
+                _prefetch_following(models, residency, request, plan)
 
         with residency.use(Component.TRANSFORMER, plan.phase, adapters) as transformer:
             model = GuidedModel(
@@ -69,6 +68,18 @@ def denoise_stage(
             video, audio = loop(model, video, audio, plan.sigmas, on_step)
     progress.finish(stage)
     return LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
+
+
+def _prefetch_following(models: Models, residency: Residency, request: GenerationRequest, plan: StagePlan) -> None:
+    """Says what comes after this stage, while its last step is still to be computed."""
+    if plan.phase is Phase.STAGE_1 and request.recipe.stages == 2:
+        strengths = models.adapter_strengths(Phase.STAGE_2, request.recipe.distilled_strength)
+        residency.prefetch(Component.UPSAMPLER, Phase.UPSAMPLE)
+        residency.prefetch(Component.VIDEO_ENCODER, Phase.UPSAMPLE)
+        residency.prefetch(Component.TRANSFORMER, Phase.STAGE_2, strengths)
+    else:
+        for component in (Component.AUDIO_DECODER, Component.VOCODER, Component.VIDEO_DECODER):
+            residency.prefetch(component, Phase.DECODE)
 
 
 def _initial_states(

@@ -12,11 +12,14 @@ from ..types import ImageCondition, StreamGuidance
 
 _SEED_LIMIT = 2**64
 _MAX_CRF = 51  # libx264's scale
+# Three times the 20 s that released models' positions span: further off nothing was trained, and memory runs out
+LONGEST_SECONDS = 60
 
 
 def validate(models: Models, request: GenerationRequest) -> None:
     """Raises :class:`SettingError` for the first setting that cannot work with the loaded models."""
     check_size(request.width, request.height, request.frames, request.fps, request.recipe.stages, models.scale)
+    _check_sound(models, request)
     check_prompt(request.prompt)
     recipe = request.recipe
     if recipe.sigmas is None and recipe.steps < 1:
@@ -32,7 +35,7 @@ def validate(models: Models, request: GenerationRequest) -> None:
     if request.image_crf is not None and not 0 <= request.image_crf <= _MAX_CRF:
         raise SettingError("image-crf", request.image_crf, f"must be between 0 and {_MAX_CRF}", "0 skips it.")
     for image in request.images:
-        check_condition(image, request)
+        check_condition(image, request, request.size.latent(models.latent_channels, models.scale).frames)
 
 
 def check_size(width: int, height: int, frames: int, fps: float, stages: int, scale: tuple[int, int, int]) -> None:
@@ -53,9 +56,26 @@ def check_size(width: int, height: int, frames: int, fps: float, stages: int, sc
         raise SettingError("fps", fps, "must be a positive number", "The models are made for 24 or 25.")
 
 
+def _check_sound(models: Models, request: GenerationRequest) -> None:
+    """The clip lasts for one frame of sound at least, and for no more than rotary positions were made for."""
+    geometry = models.audio_geometry
+    seconds = request.frames / request.fps
+    if geometry.latent(seconds).frames < 1:
+        shortest = 1 / geometry.frames_per_second
+        problem = f"makes a clip of {seconds:.3g} s, too short for any sound (at least {shortest:.3g} s)"
+        raise SettingError("fps", request.fps, problem, "Lower it, or give more frames.")
+    if seconds > LONGEST_SECONDS:
+        problem = f"makes a clip of {seconds:.0f} s from {request.frames} frames; the longest is {LONGEST_SECONDS} s"
+        raise SettingError("fps", request.fps, problem, "Raise it, or give fewer frames.")
+
+
 def check_prompt(prompt: str) -> None:
     if not prompt.strip():
         raise SettingError("prompt", prompt, "is empty", "Describe the clip and its sound.")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise SettingError("prompt", prompt, "has bytes that are no text", "Write it in UTF-8.") from error
 
 
 def check_guidance(name: str, guidance: StreamGuidance, num_layers: int) -> None:
@@ -74,7 +94,7 @@ def check_guidance(name: str, guidance: StreamGuidance, num_layers: int) -> None
         raise SettingError(f"{name} skip", guidance.skip, "must not be negative", "0 evaluates every step.")
 
 
-def check_condition(image: ImageCondition, request: GenerationRequest) -> None:
+def check_condition(image: ImageCondition, request: GenerationRequest, latent_frames: int) -> None:
     """The image can be read, lies inside the clip, and its strength is a share."""
     if not 0 <= image.frame < request.frames:
         problem = f"the clip has frames 0 to {request.frames - 1}"
@@ -83,6 +103,9 @@ def check_condition(image: ImageCondition, request: GenerationRequest) -> None:
         problem = "must be between 0 (ignored) and 1 (kept)"
         raise SettingError("image strength", image.strength, problem, "1 is the official value.")
     load_image(image.image)
+    if request.revision.replaces_latent_frames and image.frame >= latent_frames:
+        problem = f"revision {request.revision.name} counts latent frames, and the clip has 0 to {latent_frames - 1}"
+        raise SettingError("image frame", image.frame, problem, "Choose a frame inside the clip.")
 
 
 def _check_parts(models: Models, request: GenerationRequest) -> None:

@@ -93,7 +93,7 @@ def test_a_run_writes_clip_report_and_latents(
     assert [stage["name"] for stage in report["stages"]] == ["text", "stage_1", "upsample", "stage_2", "decode"]
     assert all(stage["ms"] > 0 and stage["peak_bytes"] > 0 for stage in report["stages"])
     assert (report["recipe"], report["revision"], report["seed"]) == ("two-stage", "newest", 10)
-    assert report["mode"] == "one-device" and report["mode_reason"].startswith("auto")
+    assert report["mode"] == "original" and report["mode_reason"].startswith("auto")
     assert report["files"]["checkpoint"] == str(tiny.checkpoint) and report["device"] == "cpu"
 
     with av.open(str(done.folder / "clip.mp4")) as clip:

@@ -293,7 +293,6 @@ def test_a_stream_that_is_interrupted_computes_again() -> None:
     assert_home(module, host)
 
 
-@pytest.mark.xfail(strict=True, reason="torch runs always_call hooks after an Exception only, not after Ctrl-C")
 def test_a_stream_that_is_interrupted_shows_the_host_copy() -> None:
     component = as_on_a_device(Built(), "stream")
     home = pointers(component.load())
@@ -311,7 +310,6 @@ def test_a_stream_that_is_interrupted_shows_the_host_copy() -> None:
         pytest.param(
             [6, 5, 4, 3, 2, 1, 0],
             id="backwards",
-            marks=pytest.mark.xfail(strict=True, reason="a buffer that was reused is still taken for the layer before"),
         ),
     ],
 )
@@ -485,7 +483,6 @@ def test_two_threads_never_pin_more_than_the_limit(driver: Driver) -> None:
     assert done.count(True) == 5 and budget.pinned == 50 == sum(driver.registered.values())
 
 
-@pytest.mark.xfail(strict=True, reason="the budget's lock cannot be taken again by the thread that has it")
 def test_an_owner_may_go_while_other_memory_is_pinned(driver: Driver) -> None:
     """The garbage collector may end an owner at any allocation, also at one inside of ``pin``."""
     owners: list[Any] = [Owner()]

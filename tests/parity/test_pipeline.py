@@ -24,8 +24,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("diffusers")
 from diffusers_models import Generation, OfficialModels, State, replaced, transformer_key
-from ltx2_two_stage.device_manager.one_device import OneDeviceResidency
-from ltx2_two_stage.ltx2_core.loading.lora import set_adapters
+from ltx2_two_stage.assembly import open_manager
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
@@ -113,6 +112,7 @@ class Case:
     recipe: str = "two-stage"
     images: tuple[StillImage, ...] = ()
     lora: UserLoRA = NO_LORA
+    mode: str = "original"  # of the device manager; the result must not depend on it
 
     @property
     def rules(self) -> Rules:
@@ -120,16 +120,16 @@ class Case:
 
 
 CASES = {
-    "2.3": Case("2.3", lora=UserLoRA(0.6, "both")),
-    "2.3 of 1.0.0": Case("2.3", REVISIONS["1.0.0"]),
+    "2.3": Case("2.3", lora=UserLoRA(0.6, "both"), mode="snapshot-low"),
+    "2.3 of 1.0.0": Case("2.3", REVISIONS["1.0.0"], mode="resident"),
     "2.3 of 2026-01": Case("2.3", REVISIONS["2026-01"], lora=UserLoRA(-0.4, "2")),
-    "2.0": Case("2.0", lora=UserLoRA(0.8, "1")),
+    "2.0": Case("2.0", lora=UserLoRA(0.8, "1"), mode="snapshot"),
     "2.3, images": Case("2.3", images=(StillImage(0, 0.7), StillImage(8, 0.8))),
     "2.3 of 1.0.0, images": Case("2.3", REVISIONS["1.0.0"], images=(StillImage(0, 1.0), StillImage(8, 1.0))),
     "2.3 mixed, images": Case("2.3", MIXED, images=(StillImage(0, 0.7), StillImage(8, 0.8))),
     "2.0 of 2026-01, images": Case("2.0", REVISIONS["2026-01"], images=(StillImage(0, 1.0), StillImage(1, 0.6))),
     "2.3 distilled, image": Case("2.3", recipe="distilled", images=(StillImage(0, 1.0),)),
-    "2.3 HQ, images": Case("2.3", recipe="hq", images=(StillImage(0, 0.7), StillImage(8, 1.0))),
+    "2.3 HQ, images": Case("2.3", recipe="hq", images=(StillImage(0, 0.7), StillImage(8, 1.0)), mode="snapshot-low"),
     "2.0 HQ": Case("2.0", REVISIONS["1.0.0"], recipe="hq", lora=UserLoRA(0.5, "both")),
     "2.3 one stage": Case("2.3", recipe="one-stage"),
     "2.0 of 1.0.0, one stage": Case("2.0", REVISIONS["1.0.0"], recipe="one-stage"),
@@ -488,7 +488,7 @@ def our_run(case: Case, oracle: Oracle) -> dict[str, Tensor]:
         image_crf=0,
         revision=case.revision,
     )
-    pipeline = Pipeline(models, OneDeviceResidency(models.build, torch.device("cpu"), set_adapters))
+    pipeline = Pipeline(models, open_manager(models, torch.device("cpu"), case.mode))
     return pipeline.run(request, keep_latents=True).latents
 
 
