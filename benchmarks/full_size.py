@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..assembly import open_manager
+from ..device_manager.manager import DeviceManager
 from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
 from ..ltx2_core.loading.synthetic import fill_random_, full_size_config, full_size_upsampler_config
 from ..ltx2_core.models.audio_vae import AudioDecoder, AudioVAEConfig
@@ -36,7 +38,7 @@ from ..ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, Upsam
 from ..ltx2_core.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
 from ..ltx2_core.models.vocoder import VocoderConfig, build_vocoder
 from ..ltx2_core.pipeline import Pipeline
-from ..ltx2_core.recipes import official_recipe
+from ..ltx2_core.recipes import Recipe, official_recipe
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.types import AudioGeometry, Component, Phase, ScaleFactors, VideoSize
 
@@ -264,6 +266,7 @@ def measure(generation: str, mode: str, runs: int, recipe_name: str, size: Video
         kept.append(result.latents)
         stages = ", ".join(f"{s['name']} {s['ms']:.0f}" for s in report["stages"])
         logger.info("%s run %d: %.2f s (ms: %s)", mode, run + 1, total, stages)
+    switches = _switch_times(manager, models, recipe)
     peak = max(stage["peak_bytes"] for report in reports[1:] for stage in report["stages"])
     outcome = {
         "request": {"generation": generation, "recipe": recipe.name, **size._asdict(), "fps": request.fps,
@@ -272,6 +275,7 @@ def measure(generation: str, mode: str, runs: int, recipe_name: str, size: Video
         "mode_reason": manager.mode_reason,
         "runs": reports,
         "peak_bytes_after_first_run": peak,
+        "idle_switch_ms": switches,
         "where": manager.status(),
         "last_two_runs_differ_in": _differences(kept[-2], kept[-1]),
         "all_finite": all(bool(t.float().isfinite().all()) for t in kept[-1].values()),
@@ -279,6 +283,20 @@ def measure(generation: str, mode: str, runs: int, recipe_name: str, size: Video
     }  # fmt: skip
     manager.drop()
     return outcome
+
+
+def _switch_times(manager: DeviceManager, models: SyntheticModels, recipe: Recipe, rounds: int = 5) -> dict[str, float]:
+    """Median ms from asking for the transformer to having it, with nothing to hide the work behind."""
+    times: dict[str, list[float]] = {"to_stage_2": [], "to_stage_1": []}
+    for _ in range(rounds):
+        for name, phase in (("to_stage_2", Phase.STAGE_2), ("to_stage_1", Phase.STAGE_1)):
+            strengths = models.adapter_strengths(phase, recipe.distilled_strength)
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            with manager.use(Component.TRANSFORMER, phase, strengths):
+                torch.cuda.synchronize()
+                times[name].append((time.perf_counter() - begin) * 1000)
+    return {name: round(statistics.median(values), 3) for name, values in times.items()}
 
 
 def _differences(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> dict[str, float]:
@@ -324,6 +342,7 @@ def main() -> None:
     for mode in result["modes"]:
         peak = mode["peak_bytes_after_first_run"] / 1e9
         logger.info("%-13s %6.2f s  peak %6.2f GB", mode["mode"], mode["runs"][-1]["total_s"], peak)
+        logger.info("  idle switch, ms: %s; host: %s", mode["idle_switch_ms"], mode["where"]["host"])
         logger.info("  differs between runs: %s; from the first mode: %s", mode["last_two_runs_differ_in"],
                     mode["differs_from_first_mode_in"])  # fmt: skip
 
