@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -37,6 +37,11 @@ class DeviceManager:
         switched: name and description of the component whose weights change between phases.
         components: the others.
         budget: for pinned host memory.
+        planned_bytes: what a run takes of the device at its worst moment; 0 where nobody planned.
+
+    Attributes:
+        before_use: called before a component may be loaded, while no component is in use. A host application makes
+            room there.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class DeviceManager:
         switched: tuple[Hashable, SwitchedSpec],
         components: Mapping[Hashable, ComponentSpec],
         budget: PinnedBudget | None = None,
+        planned_bytes: int = 0,
     ) -> None:
         self.device, self.mode_reason, self._mode = device, reason, mode
         self._streams = Streams(device)
@@ -56,6 +62,9 @@ class DeviceManager:
         self._switched = Switched(spec, mode, self._streams, self._budget, self._moved)
         self._placed = {n: Placed(c, self._streams, self._budget, self._moved) for n, c in components.items()}
         self._lock = threading.RLock()
+        self._in_use = 0  # components that are handed out now
+        self.planned_bytes = planned_bytes
+        self.before_use: Callable[[], None] | None = None
 
     @property
     def mode(self) -> str:
@@ -70,7 +79,7 @@ class DeviceManager:
         Raises:
             KeyError: there is no such component.
         """
-        with self._lock:
+        with self._using():
             if component == self._name:
                 with self._switched.use(phase, adapters or NO_ADAPTERS) as module:
                     yield module
@@ -80,11 +89,36 @@ class DeviceManager:
 
     def prefetch(self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None) -> None:
         """A hint that :meth:`use` will follow; returns at once."""
-        with self._lock:
+        with self._using():
             if component == self._name:
                 self._switched.prefetch(phase, adapters or NO_ADAPTERS)
             elif component in self._placed:
                 self._placed[component].fetch()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        with self._lock:
+            self._in_use += 1
+            try:
+                if self._in_use == 1 and self.before_use is not None:
+                    self.before_use()
+                yield
+            finally:
+                self._in_use -= 1
+
+    @property
+    def device_bytes(self) -> int:
+        """What all components hold of the device now."""
+        return sum(self.status()["device"].values())
+
+    def release_if_idle(self) -> int:
+        """As :meth:`release`, and 0 at once where a component is in use, by this thread or another."""
+        if not self._lock.acquire(blocking=False):
+            return 0
+        try:
+            return 0 if self._in_use else self.release()
+        finally:
+            self._lock.release()
 
     def release(self) -> int:
         """Gives the device's memory back; returns the bytes. Host copies stay, and the next use restores from them."""

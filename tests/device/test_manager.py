@@ -326,3 +326,48 @@ def test_weights_that_are_handed_out_are_the_ones_of_the_files() -> None:
     with manager.use("dit", "one") as module:
         for name, tensor in unique_tensors(module):
             assert torch.equal(tensor, 2 * torch.eye(4)), name
+
+
+def test_an_idle_release_gives_everything_back_and_a_busy_one_nothing() -> None:
+    world = World()
+    manager = world.manager(Mode.RESIDENT)
+    assert manager.device_bytes == manager.release_if_idle() == 0
+    factor(manager, "dit")
+    assert manager.device_bytes == WEIGHT_BYTES
+    with manager.use("dit", "one") as module:
+        assert manager.release_if_idle() == 0
+        freed: list[int] = []
+        other = threading.Thread(target=lambda: freed.append(manager.release_if_idle()))
+        other.start()
+        other.join(10)
+        assert freed == [0]
+        assert torch.equal(module(X), 4 * X)
+    assert manager.release_if_idle() == WEIGHT_BYTES
+    assert manager.device_bytes == 0
+    assert factor(manager, "dit") == 4.0
+
+
+def test_room_is_made_before_anything_is_loaded_and_never_while_a_component_is_in_use() -> None:
+    world = World()
+    manager = world.manager(Mode.RESIDENT)
+    asked: list[tuple[int, int]] = []
+    manager.before_use = lambda: asked.append((manager.device_bytes, manager.release_if_idle()))
+    with manager.use("dit", "one"), manager.use("vae", "one"):
+        manager.prefetch("dit", "two", {"lora": 1.0})
+    assert asked == [(0, 0)]
+    manager.prefetch("vae", "one")
+    assert len(asked) == 2 and asked[1][0] > 0 and asked[1][1] == 0
+
+
+def test_a_failure_to_make_room_leaves_the_manager_usable() -> None:
+    manager = World().manager()
+
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    manager.before_use = fail
+    with pytest.raises(KeyboardInterrupt), manager.use("dit", "one"):
+        pass
+    manager.before_use = None
+    assert factor(manager, "dit") == 4.0
+    assert manager.release_if_idle() == WEIGHT_BYTES
