@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..assembly import open_manager
 from ..device_manager.manager import DeviceManager
+from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
 from ..ltx2_core.loading.synthetic import fill_random_, full_size_config, full_size_upsampler_config
 from ..ltx2_core.models.audio_vae import AudioDecoder, AudioVAEConfig
@@ -285,6 +286,26 @@ def measure(generation: str, mode: str, runs: int, recipe_name: str, size: Video
     return outcome
 
 
+def capped(generation: str, caps_gb: Sequence[float], recipe: str, size: VideoSize) -> list[dict[str, Any]]:
+    """What auto does when this process may take only so much of the GPU: a finished run, or an error with numbers."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    results = []
+    for cap in caps_gb:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 1e9 / total))
+        try:
+            outcome = measure(generation, "auto", 2, recipe, size)
+            outcome.pop("latents")
+        except LTX2Error as error:
+            outcome = {"error": str(error)}
+        results.append({"cap_gb": cap, **outcome})
+        logger.info("cap %g GB: %s", cap, outcome.get("error") or outcome["mode_reason"])
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    return results
+
+
 def _switch_times(manager: DeviceManager, models: SyntheticModels, recipe: Recipe, rounds: int = 5) -> dict[str, float]:
     """Median ms from asking for the transformer to having it, with nothing to hide the work behind."""
     times: dict[str, list[float]] = {"to_stage_2": [], "to_stage_1": []}
@@ -312,7 +333,7 @@ def compare_modes(generation: str, modes: Sequence[str], runs: int, recipe: str,
     """All modes one after the other in one process, and how their latents differ from the first one's."""
     results = []
     reference: Mapping[str, Tensor] | None = None
-    for mode in modes:
+    for mode in filter(None, modes):
         result = measure(generation, mode, runs, recipe, size)
         latents = result.pop("latents")
         reference = reference or latents
@@ -328,16 +349,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--generation", choices=("2.0", "2.3"), default="2.3")
     parser.add_argument("--recipe", default="two-stage")
-    parser.add_argument("--modes", default="resident", help="device modes, separated by commas")
+    parser.add_argument("--modes", default="resident", help="device modes, separated by commas; empty for none")
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--height", type=int, default=512)
     parser.add_argument("--frames", type=int, default=121)
     parser.add_argument("--runs", type=int, default=4)
+    parser.add_argument("--caps", default="", help="also run auto with the process held to so many GB, by commas")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     size = VideoSize(options.frames, options.height, options.width)
     result = compare_modes(options.generation, options.modes.split(","), options.runs, options.recipe, size)
+    if options.caps:
+        caps = [float(cap) for cap in options.caps.split(",")]
+        result["capped"] = capped(options.generation, caps, options.recipe, size)
     options.out.write_text(json.dumps(result, indent=2) + "\n")
     for mode in result["modes"]:
         peak = mode["peak_bytes_after_first_run"] / 1e9

@@ -77,6 +77,17 @@ class Layout:
     def nbytes(self) -> int:
         return sum(self.group_bytes)
 
+    def views(self, memory: Sequence[Tensor]) -> list[Tensor]:
+        """All tensors inside their groups' flat uint8 memory, in the order of the slots."""
+        typed: dict[tuple[int, torch.dtype], Tensor] = {}
+        views = []
+        for slot in self.slots:
+            key = (slot.group, slot.dtype)
+            if key not in typed:
+                typed[key] = memory[slot.group].view(slot.dtype)
+            views.append(typed[key].as_strided(slot.size, slot.stride, slot.offset // slot.dtype.itemsize))
+        return views
+
 
 def members(module: nn.Module, layers: str) -> list[nn.Module]:
     """The modules of the module list at path ``layers``."""

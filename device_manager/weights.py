@@ -30,7 +30,7 @@ class WeightSet:
         self.layout = layout
         with plain_tensors():
             self.memory = [torch.empty(nbytes, dtype=torch.uint8, device=device) for nbytes in layout.group_bytes]
-            self.views = [slot.view(self.memory[slot.group]) for slot in layout.slots]
+            self.views = layout.views(self.memory)
 
     @property
     def nbytes(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,16 @@ def set_adapters(model: nn.Module, strengths: Mapping[str, float]) -> None:
         )
 
 
+# Looking through the 20,000 modules of a full-size transformer takes longer than merging into it
+_FOUND: WeakKeyDictionary[nn.Module, list[tuple[str, Any]]] = WeakKeyDictionary()
+
+
+def _adapted_for_merge(model: nn.Module) -> list[tuple[str, Any]]:
+    if model not in _FOUND:
+        _FOUND[model] = list(_adapted_by_path(model))
+    return _FOUND[model]
+
+
 def _adapted_layers(model: nn.Module) -> Iterator[Any]:
     return (layer for _, layer in _adapted_by_path(model))
 
@@ -122,7 +133,7 @@ def merge(model: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[st
         weights: by name in the unwrapped model, written in place.
         strengths: by adapter; one after the other where several change a layer.
     """
-    for path, layer in _adapted_by_path(model):
+    for path, layer in _adapted_for_merge(model):
         weight = weights[f"{path}.weight"]
         for name, strength in strengths.items():
             if name in layer.scaling and strength:

@@ -74,8 +74,6 @@ def _prefetch_following(models: Models, residency: Residency, request: Generatio
     """Says what comes after this stage, while its last step is still to be computed."""
     if plan.phase is Phase.STAGE_1 and request.recipe.stages == 2:
         strengths = models.adapter_strengths(Phase.STAGE_2, request.recipe.distilled_strength)
-        residency.prefetch(Component.UPSAMPLER, Phase.UPSAMPLE)
-        residency.prefetch(Component.VIDEO_ENCODER, Phase.UPSAMPLE)
         residency.prefetch(Component.TRANSFORMER, Phase.STAGE_2, strengths)
     else:
         for component in (Component.AUDIO_DECODER, Component.VOCODER, Component.VIDEO_DECODER):
