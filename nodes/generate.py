@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..device_manager.report import stage_table
 from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.stages.validate import check_prompt
 from ..ltx2_core.types import ImageCondition
@@ -82,5 +83,8 @@ class Generate(io.ComfyNode):
         sink = ImageSink()
         result = pipeline.pipeline.run(request, NodeProgress(), sink)
         pixels, audio = sink.images(), to_audio(result.audio)
-        report = json.dumps(dataclasses.asdict(result.report), indent=2)
-        return io.NodeOutput(to_video(pixels, audio, fps), pixels, audio, to_latent(result.final, request), report)
+        report = dataclasses.asdict(result.report)
+        table = stage_table(report["stages"], result.report.mode, result.report.mode_reason)
+        latent, text = to_latent(result.final, request), json.dumps(report, indent=2)
+        video = to_video(pixels, audio, fps)
+        return io.NodeOutput(video, pixels, audio, latent, text, ui=ui.PreviewText(table))

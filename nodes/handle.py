@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from ..assembly import open_manager
+from ..device_manager.manager import DeviceManager
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipes import Recipe, official_recipe
+from .residency import HostEntry, HostMemory, ask, most_bytes
 
 log = logging.getLogger("ltx2.nodes")
 
@@ -80,21 +82,31 @@ class PipelineRegistry:
         self._handle: PipelineHandle | None = None
         self._release: Callable[[], None] = _nothing
 
-    def open(self, files: ModelFiles, dtype: torch.dtype, device: torch.device, mode: str) -> PipelineHandle:
+    def open(
+        self,
+        files: ModelFiles,
+        dtype: torch.dtype,
+        device: torch.device,
+        mode: str,
+        memory: HostMemory | None = None,
+    ) -> PipelineHandle:
         """The handle of these files; the same one as long as no file changed.
+
+        Args:
+            memory: the host's memory manager, which shares the device; None where it keeps no books of that device.
 
         Raises:
             SettingError: the mode is not available.
             CheckpointError: a file cannot be used; no weight was read.
         """
-        stamps = tuple(file_stamps(path) for path in vars(files).values() if isinstance(path, Path))
+        stamps = tuple(file_stamps(Path(path)) for path in files.by_role().values())
         key = (files, stamps, dtype, device, mode)
         with self._lock:
             if self._handle is None or key != self._key:
                 models = ModelSet.open(files, dtype)
                 # What is loaded goes first: the new plan is made from the memory that is free then
                 self.clear()
-                manager = open_manager(models, device, mode)
+                manager = _open_manager(models, device, mode, memory)
                 log.info("opened the models of %s (LTX-%s, %s)", files.checkpoint.name, models.generation, dtype)
                 self._key, self._release = key, manager.drop
                 self._handle = PipelineHandle(Pipeline(models, manager), context_widths(models))
@@ -103,8 +115,21 @@ class PipelineRegistry:
     def clear(self) -> None:
         """Frees every model."""
         self._release()
+        if self._handle is not None:
+            log.info("released the models of %s", self._handle.pipeline.models.file_names["checkpoint"])
         self._key, self._handle, self._release = None, None, _nothing
         gc.collect()
+
+
+def _open_manager(models: ModelSet, device: torch.device, mode: str, memory: HostMemory | None) -> DeviceManager:
+    if memory is None:
+        return open_manager(models, device, mode)
+    # The mode is chosen by the memory that is free, and what other models could give is not free before they are asked
+    wanted = most_bytes(models)
+    ask(lambda: memory.make_room(wanted, device, None))
+    manager = open_manager(models, device, mode)
+    manager.before_use = HostEntry(manager, memory, models.dtype, wanted).before_use
+    return manager
 
 
 def _nothing() -> None:

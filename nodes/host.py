@@ -15,6 +15,7 @@ from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
+from .residency import HostMemory
 
 _SUFFIXES = (".safetensors", ".sft")
 _FOLDER_MARK = "config.json"  # a folder that holds one is a model in transformers' layout
@@ -62,10 +63,21 @@ def _roots(folders: Sequence[str]) -> list[Path]:
 
 def _layout_folders(root: Path) -> list[str]:
     found = []
+    above: dict[str, tuple[str, ...]] = {
+        str(root): (os.path.realpath(root),)
+    }  # real paths of a folder and of those that the walk came through
     for folder, inner, files in os.walk(root, followlinks=True):
+        chain = above.pop(folder)
         if _FOLDER_MARK in files and Path(folder) != root:
             found.append(Path(folder).relative_to(root).as_posix())
             inner.clear()
+        for name in list(inner):
+            path = os.path.join(folder, name)  # noqa: PTH118 - as os.walk spells it
+            real = os.path.realpath(path)
+            if real in chain:
+                inner.remove(name)  # a link back to where the walk came from
+            else:
+                above[path] = (*chain, real)
     return sorted(found)
 
 
@@ -73,6 +85,11 @@ def compute_device() -> torch.device:
     """The device that ComfyUI computes on."""
     device: torch.device = management.get_torch_device()
     return device
+
+
+def memory(device: torch.device) -> HostMemory | None:
+    """ComfyUI's memory manager, where others use the device too; host memory is nothing to ask it for."""
+    return None if device.type == "cpu" else HostMemory(management)
 
 
 def outgoing(tensor: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ class Loader(io.ComfyNode):
         )
         device = host.compute_device()
         chosen = dtype if dtype != AUTO else "float32" if device.type == "cpu" else "bfloat16"
-        return io.NodeOutput(PIPELINES.open(files, DTYPES[chosen], device, device_mode))
+        handle = PIPELINES.open(files, DTYPES[chosen], device, device_mode, host.memory(device))
+        return io.NodeOutput(handle)
 
 
 def _path(setting: str, name: str | None) -> Path | None:

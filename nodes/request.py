@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from ..ltx2_core.errors import LTX2Error, SettingError
-from ..ltx2_core.recipes import RECIPE_NAMES, official_recipe
-from ..ltx2_core.request import GenerationRequest
-from ..ltx2_core.stages.validate import check_size
-from ..ltx2_core.types import ImageCondition, ScaleFactors
-from .handle import PipelineHandle
+import math
 
-# What every released video VAE has. Only the check at queueing assumes it: no file is open then. The run itself is
-# checked again with the scale of the loaded file.
-_RELEASED_SCALE = ScaleFactors(8, 32, 32)
-_ANY_GENERATION = "2.3"
+from ..ltx2_core.errors import SettingError
+from ..ltx2_core.recipes import RECIPE_NAMES
+from ..ltx2_core.request import GenerationRequest
+from ..ltx2_core.types import ImageCondition
+from .handle import PipelineHandle
 
 
 def clip_request(
@@ -51,24 +47,17 @@ def clip_request(
 def problem_when_queued(
     preset: str | None, width: int | None, height: int | None, frames: int | None, fps: float | None
 ) -> str | None:
-    """What is wrong with a clip's size, in words, or None. Inputs that come over a link are None: not known yet."""
-    try:
-        stages = 1 if preset is None else _stages(preset)
-        whole = stages * _RELEASED_SCALE.height
-        check_size(
-            whole if width is None else width,
-            whole if height is None else height,
-            1 if frames is None else frames,
-            1.0 if fps is None else fps,
-            stages,
-            _RELEASED_SCALE,
-        )
-    except LTX2Error as error:
-        return str(error)
+    """What is wrong with a clip whatever the model, in words, or None.
+
+    Which sizes fit, the video VAE says, and no file is open yet: :func:`clip_request` checks that before any weight is
+    read. Inputs that come over a link are None: not known yet.
+    """
+    if preset is not None and preset not in RECIPE_NAMES:
+        fix = f"Choose one of: {', '.join(RECIPE_NAMES)}."
+        return str(SettingError("preset", preset, "is not a known preset", fix))
+    for name, value in (("width", width), ("height", height), ("frames", frames)):
+        if value is not None and value < 1:
+            return str(SettingError(name, value, "must be at least 1", "The node's default suits every model."))
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        return str(SettingError("fps", fps, "must be a positive number", "The models are made for 24 or 25."))
     return None
-
-
-def _stages(preset: str) -> int:
-    if preset not in RECIPE_NAMES:
-        raise SettingError("preset", preset, "is not a known preset", f"Choose one of: {', '.join(RECIPE_NAMES)}.")
-    return official_recipe(preset, _ANY_GENERATION).stages

@@ -13,6 +13,9 @@ PipelineSocket = io.Custom("LTX2_PIPELINE")
 ImagesSocket = io.Custom("LTX2_IMAGES")
 
 _LARGEST = 8192
+# What the widgets step by: the released video VAEs' cells. Their multiples fit finer ones too, and a size that the
+# loaded VAE has no cells for is refused by the run.
+_PIXEL_STEP, _FRAME_STEP = 32, 8
 
 
 def pipeline_input() -> Any:
@@ -38,17 +41,17 @@ def clip_inputs() -> list[Any]:
         io.Int.Input(
             "width",
             default=width,
-            min=32,
+            min=_PIXEL_STEP,
             max=_LARGEST,
-            step=32,
+            step=_PIXEL_STEP,
             tooltip="Width of the clip in pixels: a multiple of 64, or of 32 with the one-stage preset.",
         ),
         io.Int.Input(
             "height",
             default=height,
-            min=32,
+            min=_PIXEL_STEP,
             max=_LARGEST,
-            step=32,
+            step=_PIXEL_STEP,
             tooltip="Height of the clip in pixels: a multiple of 64, or of 32 with the one-stage preset.",
         ),
         io.Int.Input(
@@ -56,7 +59,7 @@ def clip_inputs() -> list[Any]:
             default=DEFAULT_FRAMES,
             min=1,
             max=_LARGEST + 1,
-            step=8,
+            step=_FRAME_STEP,
             tooltip="Number of frames, 8 n + 1: 121 at 24 frames per second are 5 seconds.",
         ),
         io.Float.Input(

@@ -49,6 +49,38 @@ class StandInVAE:
 NODE_CLASS_MAPPINGS = {"StandInVAE": StandInVAE}
 """
 
+# On a CPU the pack keeps out of the host's memory manager. This node makes it take part all the same ("keep"), or ends
+# that ("end"), and says what is on the device and how often we are in the books.
+HOST_BOOKS = """
+import sys
+
+def part(name):
+    return next(module for key, module in sys.modules.items() if key.endswith("ltx2-two-stage.nodes." + name))
+
+class HostBooks:
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "act", "testing", True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"action": (["keep", "end", "look"],)}}
+
+    @classmethod
+    def IS_CHANGED(cls, action):
+        return float("nan")
+
+    def act(self, action):
+        host, registry = part("host"), part("handle").PIPELINES
+        HostMemory, HostEntry = part("residency").HostMemory, part("residency").HostEntry
+        if action != "look":
+            registry.clear()
+            host.memory = lambda device: HostMemory(host.management) if action == "keep" else None
+        held = registry._handle.pipeline.residency.device_bytes if registry._handle else 0
+        entries = [item for item in host.management.current_loaded_models if isinstance(item.model, HostEntry)]
+        return {"ui": {"held": [held], "entries": [len(entries)]}}
+
+NODE_CLASS_MAPPINGS = {"HostBooks": HostBooks}
+"""
+
 
 class Host:
     """One ComfyUI process on a free port, with a base folder of its own."""
@@ -127,9 +159,14 @@ class Host:
 
     def run(self, prompt: Prompt) -> dict[str, list[Path]]:
         """Runs a prompt that must succeed; the files that each node saved, by node id."""
+        return {node: list(self._files(output)) for node, output in self.outputs(prompt).items()}
+
+    def outputs(self, prompt: Prompt) -> dict[str, dict[str, Any]]:
+        """What the nodes of a prompt that must succeed show, by node id."""
         entry = self.wait(self.queue(prompt))
         assert entry["status"]["status_str"] == "success", json.dumps(entry["status"], indent=1)
-        return {node: list(self._files(output)) for node, output in entry["outputs"].items()}
+        outputs: dict[str, dict[str, Any]] = entry["outputs"]
+        return outputs
 
     def failure(self, prompt: Prompt) -> str:
         """Message of the node that fails in a prompt."""
@@ -176,6 +213,7 @@ def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
     (base / "custom_nodes" / "stand_in_vae.py").write_text(STAND_IN_VAE)
+    (base / "custom_nodes" / "host_books.py").write_text(HOST_BOOKS)
     (base / "input").mkdir()
     shutil.copy(comfyui.folder / "input" / "example.png", base / "input")
     _place_files(base, tmp_path_factory.mktemp("tiny"))

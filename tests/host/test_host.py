@@ -333,10 +333,9 @@ def test_models_stay_loaded_when_other_workflows_run(host: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": 100}, "width = 100: must be a multiple of 64 for a two-stage run. Try 64 or 128."),
-        ({"height": 96}, "height = 96: must be a multiple of 64"),
-        ({"width": 100, "preset": "one-stage"}, "width = 100: must be a multiple of 32 for a one-stage run"),
-        ({"frames": 10}, "frames = 10: must be 8 * n + 1. Try 9 or 17."),
+        ({"width": 0}, "width = 0: must be at least 1"),
+        ({"height": -64}, "height = -64: must be at least 1"),
+        ({"frames": 0}, "frames = 0: must be at least 1"),
         ({"fps": 0.0}, "fps = 0.0: must be a positive number"),
         ({"preset": "three-stage"}, "preset = 'three-stage': is not a known preset"),
         ({"prompt": "  "}, "prompt = '  ': is empty"),
@@ -352,9 +351,27 @@ def test_bad_settings_are_refused_when_queued(host: Any, changes: dict[str, Any]
         assert message in host.refusal(separate(**changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 100}, "width = 100: must be a multiple of 64 for a two-stage run. Try 64 or 128."),
+        ({"height": 96}, "height = 96: must be a multiple of 64"),
+        ({"width": 100, "preset": "one-stage"}, "width = 100: must be a multiple of 32 for a one-stage run"),
+        ({"frames": 10}, "frames = 10: must be 8 * n + 1. Try 9 or 17."),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_sizes_that_the_loaded_model_cannot_make_fail_with_the_fix(
+    host: Any, changes: dict[str, Any], message: str
+) -> None:
+    assert message in host.failure(generate(**changes))
+    assert message in host.failure(separate(**changes))
+
+
 def test_a_device_mode_that_is_not_there_is_refused_when_queued(host: Any) -> None:
-    loader = {**LOADER, "inputs": {**LOADER["inputs"], "device_mode": "resident"}}  # type: ignore[dict-item]
-    assert "device_mode = 'resident': needs the device manager" in host.refusal(generate(loader))
+    loader = {**LOADER, "inputs": {**LOADER["inputs"], "device_mode": "fast"}}  # type: ignore[dict-item]
+    refusal = host.refusal(generate(loader))
+    assert "device-mode = 'fast'" in refusal and "snapshot-low" in refusal
 
 
 def _without_upsample() -> Prompt:
