@@ -90,6 +90,7 @@ def open_manager(
         (Component.TRANSFORMER, _transformer(models)),
         _components(models, decision),
         budget,
+        planned_bytes=decision.planned_peak_bytes,
     )
 
 
