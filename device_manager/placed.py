@@ -90,14 +90,13 @@ class Placed:
 
     def fetch(self) -> None:
         """Starts to bring a visiting component over; returns at once."""
-        module = self.load()
+        self.load()
         if self.placement == "visit" and self._device is None and self._host is not None:
             self._device = WeightSet(self._host.layout, self._streams.device)
             with self._streams.visiting(after=self._streams.mark()):
                 self._moved(self._device.copy_from(self._host), 0)
                 self._arrived = self._streams.mark()
             bind(self._tensors, self._device.views)
-        del module
 
     @contextmanager
     def use(self) -> Iterator[nn.Module]:
