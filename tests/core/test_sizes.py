@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_two_stage.device_manager.one_device import OneDeviceResidency
+from ltx2_two_stage.assembly import open_manager
 from ltx2_two_stage.ltx2_core.errors import ConfigError, SettingError
-from ltx2_two_stage.ltx2_core.loading.lora import set_adapters
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import (
     GemmaHeads,
@@ -330,8 +329,7 @@ def test_a_whole_run(made: Made) -> None:
         fps=FPS,
         images=(ImageCondition(image), ImageCondition(image, frame=FRAMES - 1, strength=0.5)),
     )
-    residency = OneDeviceResidency(models.build, torch.device("cpu"), set_adapters)
-    result = Pipeline(models, residency).run(request, keep_latents=True)
+    result = Pipeline(models, open_manager(models, torch.device("cpu"), None)).run(request, keep_latents=True)
 
     transformer, network = config["transformer"], config["audio_vae"]["model"]["params"]["ddconfig"]
     rate = config["audio_vae"]["model"]["params"]["sampling_rate"]
