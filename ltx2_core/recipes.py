@@ -77,6 +77,7 @@ class Recipe:
         sampler: "euler" or "res_2s", for both stages.
         distilled_strength: strength of the distilled LoRA in stage 1 and in stage 2.
         audio_source: None leaves it to the revision.
+        separate_passes: guidance passes run one after the other, in less memory, not as one batch.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Recipe:
     sampler: str = "euler"
     distilled_strength: tuple[float, float] = (0.0, 1.0)
     audio_source: AudioSource | None = None
+    separate_passes: bool = False
 
 
 def _guidance(block: int, rescale: tuple[float, float] = (0.7, 0.7), stg: float = 1.0) -> Guidance:
@@ -152,4 +154,5 @@ def official_recipe(name: str, generation: str, num_layers: int | None = None) -
         schedule_tokens=None,
         sampler="res_2s",
         distilled_strength=(0.25, 0.5),
+        separate_passes=True,
     )

@@ -143,14 +143,18 @@ class StreamRope:
 
 @dataclass(frozen=True)
 class StreamInput:
-    """One stream (video or audio) of a DiT call."""
+    """One stream (video or audio) of a DiT call.
+
+    Batch 1 serves all items of the call.
+    """
 
     latent: Tensor  # (B, T, C) noisy tokens
-    timesteps: Tensor  # (B, T) or (B, 1): mask * sigma per token, in [0, 1], float32; (B, 1) when all are equal
+    timesteps: Tensor  # (B, L) noise levels mask * sigma in [0, 1], float32: the distinct ones, one per token, or one
     sigma: Tensor  # (B,): the stream's scalar noise level, float32
-    context: Tensor  # (B, S, D): text embeddings as the connectors return them
+    context: Tensor  # (P, S, D): text embeddings of the distinct prompts, as the connectors return them
     rope: StreamRope
     enabled: bool = True  # False: carried through unchanged, still serves as keys and values for the other stream
+    token_levels: Tensor | None = None  # (T,) int64: which of ``timesteps`` each token has, where L is neither 1 nor T
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,34 @@ class Perturbation:
     video_stg_blocks: frozenset[int] = frozenset()
     audio_stg_blocks: frozenset[int] = frozenset()
     skip_cross_modal: bool = False  # both audio-to-video and video-to-audio, in all blocks
+
+    @property
+    def first_block(self) -> int | None:
+        """The first block with a perturbed self attention."""
+        return min(self.video_stg_blocks | self.audio_stg_blocks, default=None)
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """One evaluation among those that a DiT call makes side by side.
+
+    Attributes:
+        context: number of the prompt that it reads, of those that the streams carry.
+        perturbation: what it leaves out.
+        branches_from: number of the item that it equals before its first perturbed block. It begins there, as a copy.
+        video, audio: whether the stream is computed; without audio-video exchange one may be left out.
+    """
+
+    context: int = 0
+    perturbation: Perturbation = Perturbation()
+    branches_from: int | None = None
+    video: bool = True
+    audio: bool = True
+
+    @property
+    def first_block(self) -> int:
+        """The first block that computes it."""
+        return 0 if self.branches_from is None else self.perturbation.first_block or 0
 
 
 @dataclass(frozen=True)

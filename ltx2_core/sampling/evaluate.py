@@ -1,15 +1,21 @@
-"""The guided evaluation of the DiT: all passes of a step in one batched call."""
+"""The guided evaluation of the DiT: every pass that a step needs, and their estimates combined."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..types import CrossTimestepRule, Guidance, PromptContext, StreamInput, StreamRope
-from .guidance import Pass, clean_estimate, combine, plan_passes, skips
+from ..types import CrossTimestepRule, Guidance, PromptContext, StreamGuidance, StreamInput, StreamRope
+from .guidance import Pass, clean_estimate, combine, needs_negative, skips
+from .passes import Call, Role, plan_calls
 from .state import StreamState
+
+Estimates = dict[Pass, Tensor]
+"""Clean estimates (1, T, C) of one stream, by the pass that made them."""
 
 
 class GuidedModel:
@@ -19,11 +25,12 @@ class GuidedModel:
     estimate of a stream that skips steps.
 
     Args:
-        transformer: the DiT, called as ``(video, audio, perturbations, cross_rule)``, returning velocities.
+        transformer: the DiT, called as ``(video, audio, items, cross_rule)``, returning velocities.
         positive, negative: text embeddings; ``negative`` may be None when no stream uses cfg.
         video_rope, audio_rope: from ``transformer.stream_rope``.
         float32_guidance: see :func:`combine`.
         frozen_sigma_zero: a frozen stream reports noise level 0 (the newest revision).
+        separate: run the passes one after the other, see :mod:`.passes`.
     """
 
     def __init__(
@@ -37,53 +44,91 @@ class GuidedModel:
         cross_rule: CrossTimestepRule,
         float32_guidance: bool = True,
         frozen_sigma_zero: bool = True,
+        separate: bool = False,
     ) -> None:
         self.transformer, self.guidance, self.cross_rule = transformer, guidance, cross_rule
         self.video_rope, self.audio_rope = video_rope, audio_rope
         self.float32_guidance, self.frozen_sigma_zero = float32_guidance, frozen_sigma_zero
-        self.passes = plan_passes(guidance)
-        prompts = [_prompt_of(p.negative, positive, negative) for p in self.passes]
-        self.video_context = torch.cat([p.video for p in prompts])
-        self.audio_context = torch.cat([p.audio for p in prompts])
-        self.perturbations = [p.perturbation for p in self.passes]
+        self.separate = separate
+        prompts = [positive]
+        if needs_negative(guidance):
+            if negative is None:
+                raise ValueError("the guidance needs a negative prompt's embeddings, and none were given")
+            prompts.append(negative)
+        self.video_contexts = torch.cat([prompt.video for prompt in prompts])
+        self.audio_contexts = torch.cat([prompt.audio for prompt in prompts])
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, video: StreamState, audio: StreamState, sigma: float, step: int) -> tuple[Tensor, Tensor]:
         """Guided clean estimates (1, T, C) of both streams at noise level ``sigma``."""
-        skip_video, skip_audio = skips(self.guidance.video, step), skips(self.guidance.audio, step)
-        if skip_video and skip_audio and self._last is not None:
-            return self._last
-        video_in = self._input(video, sigma, self.video_context, self.video_rope, not skip_video)
-        audio_in = self._input(audio, sigma, self.audio_context, self.audio_rope, not skip_audio)
-        v_video, v_audio = self.transformer(video_in, audio_in, self.perturbations, self.cross_rule)
-        x0_video = self._guide(self.guidance.video, video_in, v_video, skip_video, 0)
-        x0_audio = self._guide(self.guidance.audio, audio_in, v_audio, skip_audio, 1)
-        self._last = (x0_video, x0_audio)
+        roles = self._role(video, self.guidance.video, step), self._role(audio, self.guidance.audio, step)
+        video_estimates, audio_estimates = self.estimates(video, audio, sigma, *roles)
+        last_video, last_audio = self._last or (video.latent, audio.latent)
+        self._last = (
+            self._guide(self.guidance.video, roles[0], video, video_estimates, last_video),
+            self._guide(self.guidance.audio, roles[1], audio, audio_estimates, last_audio),
+        )
         return self._last
 
-    def _input(self, state: StreamState, sigma: float, context: Tensor, rope: StreamRope, enabled: bool) -> StreamInput:
+    def estimates(
+        self, video: StreamState, audio: StreamState, sigma: float, video_role: Role, audio_role: Role
+    ) -> tuple[Estimates, Estimates]:
+        """The clean estimates of every pass, of the streams that are guided, before they are combined."""
+        calls = plan_calls(self.guidance, video_role, audio_role, self.separate)
+        if not calls:
+            return {}, {}
+        video_in = self._input(video, sigma, self.video_contexts, self.video_rope, video_role)
+        audio_in = self._input(audio, sigma, self.audio_contexts, self.audio_rope, audio_role)
+        video_out: Estimates = {}
+        audio_out: Estimates = {}
+        for call in calls:
+            with_video, with_audio = any(i.video for i in call.items), any(i.audio for i in call.items)
+            velocities = self.transformer(
+                replace(video_in, context=video_in.context[call.prompts]) if with_video else None,
+                replace(audio_in, context=audio_in.context[call.prompts]) if with_audio else None,
+                call.items,
+                self.cross_rule,
+            )
+            if video_role is Role.GUIDED:
+                video_out |= _by_pass(call, [i.video for i in call.items], video, sigma, velocities[0])
+            if audio_role is Role.GUIDED:
+                audio_out |= _by_pass(call, [i.audio for i in call.items], audio, sigma, velocities[1])
+        return video_out, audio_out
+
+    def _role(self, state: StreamState, guidance: StreamGuidance, step: int) -> Role:
+        if self._last is not None and skips(guidance, step):
+            return Role.SKIPPED
+        return Role.GIVEN if state.frozen else Role.GUIDED
+
+    def _input(self, state: StreamState, sigma: float, contexts: Tensor, rope: StreamRope, role: Role) -> StreamInput:
         scalar = 0.0 if state.frozen and self.frozen_sigma_zero else sigma
         return StreamInput(
-            latent=state.latent.expand(len(self.passes), -1, -1),
-            # Batch 1: every pass has the same noise levels, and the DiT embeds them once
-            timesteps=state.timesteps(sigma),
+            # Batch 1: every pass has the same tokens at the same noise levels, and the DiT embeds them once
+            latent=state.latent,
+            timesteps=state.levels(sigma),
             sigma=torch.full((1,), scalar, dtype=torch.float32, device=state.latent.device),
-            context=context,
+            context=contexts,
             rope=rope,
-            enabled=enabled,
+            enabled=role is not Role.SKIPPED,
+            token_levels=state.token_values,
         )
 
-    def _guide(self, guidance: Any, stream: StreamInput, velocity: Tensor, skip: bool, index: int) -> Tensor:
-        if skip and self._last is not None:
-            return self._last[index]
-        x0 = clean_estimate(stream.latent, velocity, stream.timesteps)
-        estimates: dict[Pass, Tensor] = {p.name: x0[i : i + 1] for i, p in enumerate(self.passes)}
+    def _guide(
+        self, guidance: StreamGuidance, role: Role, state: StreamState, estimates: Mapping[Pass, Tensor], last: Tensor
+    ) -> Tensor:
+        if role is Role.SKIPPED:
+            return last
+        if role is Role.GIVEN:
+            return state.latent
         return combine(guidance, estimates, self.float32_guidance)
 
 
-def _prompt_of(is_negative: bool, positive: PromptContext, negative: PromptContext | None) -> PromptContext:
-    if not is_negative:
-        return positive
-    if negative is None:
-        raise ValueError("the guidance needs a negative prompt's embeddings, and none were given")
-    return negative
+def _by_pass(
+    call: Call, present: Sequence[bool], state: StreamState, sigma: float, velocity: Tensor | None
+) -> Estimates:
+    """Clean estimates from the velocities (B, T, C) of the items that compute a stream."""
+    if velocity is None:
+        return {}
+    x0 = clean_estimate(state.latent, velocity, state.timesteps(sigma))
+    names = [name for name, here in zip(call.passes, present, strict=True) if here]
+    return {name: x0[i : i + 1] for i, name in enumerate(names)}

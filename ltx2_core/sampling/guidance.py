@@ -1,17 +1,14 @@
-"""Multi-modal guidance: which passes a step needs, and how their estimates combine (fact sheet 6)."""
+"""Multi-modal guidance: what it compares, and how the estimates combine (fact sheet 6)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 from torch import Tensor
 
-from ..types import Guidance, Perturbation, StreamGuidance
-
-NOTHING = Perturbation()
+from ..types import Guidance, StreamGuidance
 
 
 class Pass(str, Enum):
@@ -23,35 +20,20 @@ class Pass(str, Enum):
     ISOLATED = "isolated"
 
 
-@dataclass(frozen=True)
-class PassPlan:
-    """One evaluation: which prompt it reads and what it leaves out."""
-
-    name: Pass
-    negative: bool = False
-    perturbation: Perturbation = NOTHING
-
-
-def plan_passes(guidance: Guidance) -> tuple[PassPlan, ...]:
-    """The passes that the settings need; every pass evaluates both streams."""
-    video, audio = guidance.video, guidance.audio
-    plans = [PassPlan(Pass.COND)]
-    if needs_negative(guidance):
-        plans.append(PassPlan(Pass.UNCOND, negative=True))
-    stg = Perturbation(
-        video_stg_blocks=frozenset(video.blocks) if not _off(video.stg, 0.0) else frozenset(),
-        audio_stg_blocks=frozenset(audio.blocks) if not _off(audio.stg, 0.0) else frozenset(),
-    )
-    if not (_off(video.stg, 0.0) and _off(audio.stg, 0.0)):
-        plans.append(PassPlan(Pass.PERTURBED, perturbation=stg))
-    if not (_off(video.modality, 1.0) and _off(audio.modality, 1.0)):
-        plans.append(PassPlan(Pass.ISOLATED, perturbation=Perturbation(skip_cross_modal=True)))
-    return tuple(plans)
+def scale_of(guidance: StreamGuidance, name: Pass) -> float:
+    """Factor of the difference between the conditional and another estimate; 0 where the setting is neutral."""
+    scale, neutral = {
+        Pass.UNCOND: (guidance.cfg, 1.0),
+        Pass.PERTURBED: (guidance.stg, 0.0),
+        Pass.ISOLATED: (guidance.modality, 1.0),
+    }[name]
+    # The official code compares with math.isclose
+    return 0.0 if math.isclose(scale, neutral) else scale - neutral
 
 
 def needs_negative(guidance: Guidance) -> bool:
     """Whether any stream compares against the negative prompt."""
-    return not (_off(guidance.video.cfg, 1.0) and _off(guidance.audio.cfg, 1.0))
+    return any(scale_of(stream, Pass.UNCOND) != 0 for stream in (guidance.video, guidance.audio))
 
 
 def skips(guidance: StreamGuidance, step: int) -> bool:
@@ -66,26 +48,21 @@ def combine(guidance: StreamGuidance, estimates: Mapping[Pass, Tensor], float32:
     deviation (unbiased) taken over the whole stream, conditioned tokens included.
 
     Args:
-        estimates: x0 of every pass that ran, (1, T, C) each; one that did not run has a scale that cancels it.
+        estimates: x0 of every pass that ran, (1, T, C) each; one that did not run would have cancelled itself.
         float32: combine in float32 (the newest revision) or in the estimates' dtype.
     """
     cond = estimates[Pass.COND]
     dtype = cond.dtype
     c = cond.float() if float32 else cond
-    scales = ((Pass.UNCOND, guidance.cfg - 1), (Pass.PERTURBED, guidance.stg), (Pass.ISOLATED, guidance.modality - 1))
     guided = c
-    for name, scale in scales:
+    for name in (Pass.UNCOND, Pass.PERTURBED, Pass.ISOLATED):
+        scale = scale_of(guidance, name)
         if name in estimates and scale != 0:
             guided = guided + scale * (c - estimates[name].to(c.dtype))
     if guidance.rescale != 0:
         factor = c.std() / guided.std()
         guided = guided * (guidance.rescale * factor + (1 - guidance.rescale))
     return guided.to(dtype)
-
-
-def _off(scale: float, neutral: float) -> bool:
-    # The official code compares with math.isclose
-    return math.isclose(scale, neutral)
 
 
 def clean_estimate(latent: Tensor, velocity: Tensor, timesteps: Tensor) -> Tensor:

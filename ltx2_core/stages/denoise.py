@@ -63,6 +63,7 @@ def denoise_stage(
                 revision.cross_timestep,
                 revision.fp32_guidance,
                 revision.frozen_sigma_zero,
+                request.recipe.separate_passes,
             )
             loop = _LOOPS[request.recipe.sampler]
             video, audio = loop(model, video, audio, plan.sigmas, on_step)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ltx2_two_stage.ltx2_core.recipes import REVISIONS
 from ltx2_two_stage.ltx2_core.sampling.evaluate import GuidedModel
-from ltx2_two_stage.ltx2_core.sampling.guidance import Pass, clean_estimate, combine, plan_passes, skips
+from ltx2_two_stage.ltx2_core.sampling.guidance import Pass, clean_estimate, combine, scale_of, skips
 from ltx2_two_stage.ltx2_core.sampling.loop import euler_loop
 from ltx2_two_stage.ltx2_core.sampling.noise import add_noise, draw_noise
 from ltx2_two_stage.ltx2_core.sampling.schedules import fixed_sigmas, guided_sigmas
@@ -152,33 +152,15 @@ def test_appended_mask_is_rounded_to_the_model_dtype() -> None:
 
 
 def test_timesteps_are_one_value_while_the_mask_is_uniform() -> None:
-    assert _state(None).timesteps(0.5).tolist() == [[0.5]]
+    assert _state(None).timesteps(0.5).tolist() == _state(None).levels(0.5).tolist() == [[0.5]]
     assert _state(1.0).timesteps(0.5).tolist() == [[0.0, 0.0, 0.5, 0.5, 0.5, 0.5]]
 
 
-FULL = Guidance(StreamGuidance(3, 1, 3, 0.7, (28,)), StreamGuidance(7, 1, 3, 0.7, (28,)))
-
-
-@pytest.mark.parametrize(
-    ("guidance", "names"),
-    [
-        (Guidance(), ["cond"]),
-        (FULL, ["cond", "uncond", "perturbed", "isolated"]),
-        (Guidance(StreamGuidance(cfg=3)), ["cond", "uncond"]),
-        (Guidance(audio=StreamGuidance(cfg=7)), ["cond", "uncond"]),
-        (Guidance(audio=StreamGuidance(stg=1, blocks=(1,))), ["cond", "perturbed"]),
-        (Guidance(StreamGuidance(modality=3)), ["cond", "isolated"]),
-    ],
-    ids=["none", "full", "video cfg", "audio cfg", "audio stg", "modality"],
-)
-def test_passes_that_run(guidance: Guidance, names: list[str]) -> None:
-    assert [p.name.value for p in plan_passes(guidance)] == names
-
-
-def test_only_streams_with_stg_are_perturbed() -> None:
-    plan = plan_passes(Guidance(StreamGuidance(stg=0, blocks=(2,)), StreamGuidance(stg=1, blocks=(1,))))[-1]
-    assert plan.perturbation.video_stg_blocks == frozenset()
-    assert plan.perturbation.audio_stg_blocks == {1}
+def test_noise_levels_are_as_few_as_the_conditionings() -> None:
+    state = _state(0.5).with_appended(_randn(1, 2, 4), 1.0, _randn(1, 3, 2, 2)).with_replaced(_randn(1, 1, 4), 0.25, 1)
+    assert state.levels(0.5).tolist() == [[0.5, 0.25, 0.0, 0.375]]
+    assert state.timesteps(0.5).tolist() == [[0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0]]
+    assert torch.equal(state.mask[..., 0] * 0.5, state.timesteps(0.5))
 
 
 @pytest.mark.parametrize("float32", [True, False])
@@ -201,6 +183,14 @@ def test_guidance_in_bfloat16_rounds_only_where_asked() -> None:
     assert not torch.equal(exact, coarse)
 
 
+def test_neutral_scales_are_exactly_zero() -> None:
+    # 1 + 1e-12 is neutral to the official code, which compares with math.isclose
+    for name in (Pass.UNCOND, Pass.PERTURBED, Pass.ISOLATED):
+        assert scale_of(StreamGuidance(cfg=1 + 1e-12), name) == 0
+    settings = StreamGuidance(cfg=3, stg=0.5, modality=2)
+    assert [scale_of(settings, p) for p in (Pass.UNCOND, Pass.PERTURBED, Pass.ISOLATED)] == [2, 0.5, 1]
+
+
 @pytest.mark.parametrize(("skip", "expected"), [(0, [0, 0, 0, 0]), (1, [0, 1, 0, 1]), (2, [0, 1, 1, 0])])
 def test_skipped_steps(skip: int, expected: list[int]) -> None:
     assert [int(skips(StreamGuidance(skip=skip), step)) for step in range(4)] == expected
@@ -219,11 +209,11 @@ class _Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[int, bool, bool]] = []
 
-    def __call__(self, video, audio, perturbations, cross_rule):  # type: ignore[no-untyped-def]
-        assert len(perturbations) == video.latent.shape[0] == audio.latent.shape[0]
-        assert video.sigma.shape == (1,)
-        self.calls.append((video.latent.shape[0], video.enabled, audio.enabled))
-        return tuple(s.latent * s.context.mean(dim=(1, 2))[:, None, None] for s in (video, audio))
+    def __call__(self, video, audio, items, cross_rule):  # type: ignore[no-untyped-def]
+        assert video.sigma.shape == audio.sigma.shape == (1,)
+        self.calls.append((len(items), video.enabled, audio.enabled))
+        means = [s.context.mean(dim=(1, 2))[[item.context for item in items], None, None] for s in (video, audio)]
+        return video.latent * means[0], audio.latent * means[1]
 
 
 def _model(guidance: Guidance, transformer: _Recorder) -> GuidedModel:
@@ -252,17 +242,27 @@ def test_a_skipping_stream_is_disabled_and_reuses_its_estimate() -> None:
     assert recorder.calls == [(1, True, True), (1, False, True)]
 
 
+def test_a_given_stream_keeps_its_tokens_whatever_its_guidance() -> None:
+    recorder = _Recorder()
+    model = _model(Guidance(audio=StreamGuidance(cfg=7, modality=3, rescale=0.7)), recorder)
+    audio = _state(None)
+    given = replace(audio, mask_values=torch.zeros(1), uniform=False, frozen=True)
+    _, x0_audio = model(_state(None), given, 0.8, 0)
+    assert torch.equal(x0_audio, audio.latent)
+    assert recorder.calls == [(1, True, True)]
+
+
 def test_both_streams_skipping_cost_nothing() -> None:
     recorder = _Recorder()
     model = _model(Guidance(StreamGuidance(skip=2), StreamGuidance(skip=2)), recorder)
     results = [model(_state(None), _state(None), 0.8, step) for step in range(4)]
     assert len(recorder.calls) == 2
-    assert results[1] is results[0]
-    assert results[2] is results[0]
+    assert results[1] == results[0]  # the very tensors
+    assert results[2] == results[0]
 
 
 def test_missing_negative_prompt_is_an_error() -> None:
     rope = StreamRope(Rope(torch.zeros(1), torch.zeros(1)), Rope(torch.zeros(1), torch.zeros(1)))
     prompt = PromptContext(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="negative"):
-        GuidedModel(_Recorder(), prompt, None, FULL, rope, rope, CrossTimestepRule.SPLIT)
+        GuidedModel(_Recorder(), prompt, None, Guidance(StreamGuidance(cfg=3)), rope, rope, CrossTimestepRule.SPLIT)

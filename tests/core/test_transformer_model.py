@@ -16,6 +16,7 @@ from ltx2_two_stage.ltx2_core.models.transformer.positions import audio_position
 from ltx2_two_stage.ltx2_core.types import (
     AudioGeometry,
     AudioLatentShape,
+    BatchItem,
     CrossTimestepRule,
     Perturbation,
     ScaleFactors,
@@ -100,6 +101,11 @@ def image_levels(video: StreamInput) -> StreamInput:
     mask = torch.ones(video.latent.shape[:2])
     mask[:, : SHAPE.height * SHAPE.width] = 0.1
     return replace(video, timesteps=mask * video.sigma[:, None])
+
+
+def items(*perturbations: Perturbation) -> list[BatchItem]:
+    """A batch whose items each have their own latent and text."""
+    return [BatchItem(number, perturbation) for number, perturbation in enumerate(perturbations)]
 
 
 def difference(a: tuple[Tensor | None, ...], b: tuple[Tensor | None, ...]) -> list[float]:
@@ -286,7 +292,7 @@ def test_shared_noise_levels_may_have_batch_one() -> None:
     video = image_levels(video)
     skips = [Perturbation(), Perturbation(frozenset({1}), frozenset({1})), Perturbation(skip_cross_modal=True)]
     shared_levels = [replace(s, timesteps=s.timesteps[:1], sigma=s.sigma[:1]) for s in (video, audio)]
-    assert max(difference(model(video, audio, skips), model(*shared_levels, skips))) <= ROUNDING
+    assert max(difference(model(video, audio, items(*skips)), model(*shared_levels, items(*skips)))) <= ROUNDING
 
 
 @pytest.mark.parametrize("new", [False, True], ids=["2.0", "2.3"])
@@ -299,14 +305,14 @@ def test_a_mixed_batch_equals_its_items_alone(new: bool) -> None:
         Perturbation(audio_stg_blocks=frozenset({1}), skip_cross_modal=True),
         Perturbation(),
     ]
-    together = model(video, audio, skips)
+    together = model(video, audio, items(*skips))
     for i, skip in enumerate(skips):
         item = slice(i, i + 1)
         streams = [
             replace(s, latent=s.latent[item], timesteps=s.timesteps[item], sigma=s.sigma[item], context=s.context[item])
             for s in (video, audio)
         ]
-        alone = model(*streams, [skip])
+        alone = model(*streams, items(skip))
         assert max(difference(alone, tuple(t[item] for t in together))) <= ROUNDING
         if skip != Perturbation():
             assert max(difference(alone, model(*streams))) > 1e-2
@@ -358,7 +364,7 @@ def test_attention_runs_only_where_it_is_needed(skips: Any, expected: list[int])
     batches, attention = counting()
     model = build(layers=1, attention=attention)
     video, audio = inputs(model, batch=3)
-    model(video, audio, skips)
+    model(video, audio, skips and items(*skips))
     assert batches == expected
 
 
@@ -383,7 +389,7 @@ def test_forward_never_waits_for_the_device() -> None:
     skips = [Perturbation(), Perturbation(frozenset({1}), frozenset({1})), Perturbation(skip_cross_modal=True)]
     video = image_levels(video)
     with HostReads() as reads:
-        model(video, audio, skips)
+        model(video, audio, items(*skips))
     assert reads.seen == []
     with HostReads() as control:
         bool(video.latent.sum() > 0)
@@ -419,7 +425,16 @@ def test_errors_say_what_does_not_fit() -> None:
     video, audio = inputs(model)
     with pytest.raises(ValueError, match="needs a video stream, an audio stream or both"):
         model(None, None)
-    with pytest.raises(ValueError, match="2 perturbations for 1 batch items"):
-        model(video, audio, [Perturbation(), Perturbation()])
     with pytest.raises(ValueError, match="blocks 0 to 1"):
-        model(video, audio, [Perturbation(video_stg_blocks=frozenset({28}))])
+        model(video, audio, [BatchItem(perturbation=Perturbation(video_stg_blocks=frozenset({28})))])
+    with pytest.raises(ValueError, match="2 items for a batch of 3"):
+        model(*inputs(model, batch=3), items(Perturbation(), Perturbation()))
+    two_prompts = [replace(s, context=torch.cat([s.context] * 2)) for s in (video, audio)]
+    with pytest.raises(ValueError, match="reads prompt 2, and the streams carry 2"):
+        model(*two_prompts, [BatchItem(context=2)])
+    with pytest.raises(ValueError, match="leaves a stream out that the other one hears"):
+        model(video, audio, [BatchItem(video=False)])
+    stg = BatchItem(perturbation=Perturbation(frozenset({1})), branches_from=0)
+    for origin in (BatchItem(context=1), BatchItem(perturbation=Perturbation(frozenset({0})))):
+        with pytest.raises(ValueError, match="branches from one that it does not equal"):
+            model(*two_prompts, [origin, stg])

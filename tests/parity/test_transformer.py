@@ -24,6 +24,7 @@ from ltx2_two_stage.ltx2_core.models.transformer.positions import audio_position
 from ltx2_two_stage.ltx2_core.types import (
     AudioGeometry,
     AudioLatentShape,
+    BatchItem,
     CrossTimestepRule,
     Perturbation,
     ScaleFactors,
@@ -207,7 +208,7 @@ def test_stg(generation: Generation, items: tuple[bool, bool]) -> None:
     ours, theirs = pair(generation)
     video, audio = inputs(ours)
     blocks = frozenset({1})
-    perturbations = [Perturbation(blocks, blocks) if item else Perturbation() for item in items]
+    perturbed = [BatchItem(i, Perturbation(blocks, blocks) if on else Perturbation()) for i, on in enumerate(items)]
     expected = reference(
         theirs,
         video,
@@ -216,7 +217,7 @@ def test_stg(generation: Generation, items: tuple[bool, bool]) -> None:
         spatio_temporal_guidance_blocks=[1],
         perturbation_mask=torch.tensor([0.0 if item else 1.0 for item in items]),
     )
-    assert_equal(ours(video, audio, perturbations, CrossTimestepRule.OTHER), expected)
+    assert_equal(ours(video, audio, perturbed, CrossTimestepRule.OTHER), expected)
 
 
 @BOTH_GENERATIONS
@@ -227,9 +228,9 @@ def test_isolated_streams(generation: Generation) -> None:
     isolated = reference(theirs, video, audio, rule, isolate_modalities=True)
     together = reference(theirs, video, audio, rule)
     skip = Perturbation(skip_cross_modal=True)
-    assert_equal(ours(video, audio, [skip, skip], rule), isolated)
+    assert_equal(ours(video, audio, [BatchItem(0, skip), BatchItem(1, skip)], rule), isolated)
     half = tuple(torch.stack((alone[0], both[1])) for alone, both in zip(isolated, together, strict=True))
-    assert_equal(ours(video, audio, [skip, Perturbation()], rule), (half[0], half[1]))
+    assert_equal(ours(video, audio, [BatchItem(0, skip), BatchItem(1)], rule), (half[0], half[1]))
 
 
 @BOTH_GENERATIONS

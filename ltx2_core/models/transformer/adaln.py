@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .batch import batch_items
 
 SINUSOID_CHANNELS = 256
 _SINUSOID_PERIOD = 10000.0
@@ -18,6 +21,33 @@ def sinusoid(timesteps: Tensor) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.float()[..., None] * torch.exp(-math.log(_SINUSOID_PERIOD) * exponents)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class Modulation(NamedTuple):
+    """Modulation numbers of a stream's noise levels. Tokens take theirs only where they are used: with few levels, as
+    in image to video, nothing of a token's size is kept.
+
+    Attributes:
+        vectors: (B, L, rows, D).
+        token_levels: (T,) which level each token has; None: there is one level, or one per token, in order.
+    """
+
+    vectors: Tensor
+    token_levels: Tensor | None = None
+
+    def rows(self, table: Tensor, start: int = 0) -> tuple[Tensor, ...]:
+        """The rows from ``start`` on, as many as ``table`` (rows, D) has, with it added: (B, t, D) each.
+
+        Axis t is T, or 1 where one noise level serves all tokens.
+        """
+        rows = (table + self.vectors[:, :, start : start + len(table)]).unbind(2)
+        if self.token_levels is None:
+            return rows
+        return tuple(row.index_select(1, self.token_levels) for row in rows)
+
+    def items(self, items: slice) -> Modulation:
+        """Those of some batch items."""
+        return self._replace(vectors=batch_items(self.vectors, items))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -60,6 +90,6 @@ class AdaLayerNormSingle(nn.Module):
         self.linear = nn.Linear(width, rows * width)
 
     def forward(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(B, T) scaled timesteps -> modulation (B, T, rows, width), and the embedding itself, (B, T, width)."""
+        """(B, L) scaled timesteps -> modulation (B, L, rows, width), and the embedding itself, (B, L, width)."""
         embedded = self.emb(timesteps, dtype)
         return self.linear(F.silu(embedded)).unflatten(-1, (self.rows, -1)), embedded

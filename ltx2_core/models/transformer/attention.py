@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ...protocols import Attention
 from ...types import Rope
-from .perturbation import NONE_SKIPPED, Runs
+from .batch import NONE_SKIPPED, Rows, Runs, batch_items, take
 from .rope import rope_items, rotate
 
 
@@ -53,11 +53,14 @@ class MultiHeadAttention(nn.Module):
         rope: Rope | None = None,
         context_rope: Rope | None = None,
         values_only: Runs = NONE_SKIPPED,
+        context_rows: Rows | None = None,
     ) -> Tensor:
         """(B, T, query_width) -> the same shape.
 
         Args:
-            context: (B, S, context_width); None attends to ``x`` itself, with ``rope`` on both sides.
+            context: (P, S, context_width); None attends to ``x`` itself, with ``rope`` on both sides.
+            context_rows: for each of the B items, which of the P contexts it reads; None: its own, or the only one.
+                Keys and values are computed once per context.
             values_only: batch items whose softmax result is replaced by their value projection, as spatio-temporal
                 guidance perturbs a self attention. Their queries and keys are not computed.
         """
@@ -65,7 +68,7 @@ class MultiHeadAttention(nn.Module):
             context, context_rope = x, rope
         value = self.to_v(context)
         parts = [
-            value[items] if skipped else self._attend(x, context, value, rope, context_rope, items)
+            value[items] if skipped else self._attend(x, context, value, rope, context_rope, items, context_rows)
             for items, skipped in values_only
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -75,8 +78,18 @@ class MultiHeadAttention(nn.Module):
         return self.to_out[0](out)  # type: ignore[no-any-return]
 
     def _attend(
-        self, x: Tensor, context: Tensor, value: Tensor, rope: Rope | None, context_rope: Rope | None, items: slice
+        self,
+        x: Tensor,
+        context: Tensor,
+        value: Tensor,
+        rope: Rope | None,
+        context_rope: Rope | None,
+        items: slice,
+        context_rows: Rows | None,
     ) -> Tensor:
+        context, value = batch_items(context, items), batch_items(value, items)
         q = rotate(self.q_norm(self.to_q(x[items])), rope and rope_items(rope, items), self.heads)
-        k = rotate(self.k_norm(self.to_k(context[items])), context_rope and rope_items(context_rope, items), self.heads)
-        return self.attention(q, k, rotate(value[items], None, self.heads)).transpose(1, 2).flatten(-2)
+        k = rotate(self.k_norm(self.to_k(context)), context_rope and rope_items(context_rope, items), self.heads)
+        v = rotate(value, None, self.heads)
+        rows = tuple(range(q.shape[0])) if context_rows is None else context_rows
+        return self.attention(q, take(k, rows), take(v, rows)).transpose(1, 2).flatten(-2)

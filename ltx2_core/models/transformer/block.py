@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,10 +12,10 @@ from torch.nn import functional as F
 
 from ...protocols import Attention
 from ...types import StreamRope
-from .adaln import modulate
+from .adaln import Modulation, modulate
 from .attention import MultiHeadAttention
+from .batch import BlockBatch, ExchangeRun, StreamBatch, batch_items, take
 from .config import StreamConfig, TransformerConfig
-from .perturbation import BlockSkips, Runs, batch_items
 from .rope import rope_items
 
 FEED_FORWARD_FACTOR = 4
@@ -22,26 +23,25 @@ FEED_FORWARD_FACTOR = 4
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream between blocks. All but ``x`` is the same for every block.
-
-    Axis t is T, or 1 where one noise level serves all tokens; modulations have batch 1 where it serves all items.
-    """
+    """One stream between blocks. All but ``x`` is the same for every block; modulations of batch 1 serve all items."""
 
     x: Tensor  # (B, T, D)
-    context: Tensor  # (B, S, D) text
+    context: Tensor  # (P, S, D) texts of the distinct prompts
     rope: StreamRope
     enabled: bool
-    modulation: Tensor  # (B, t, 6 or 9, D)
-    embedded_timestep: Tensor  # (B, t, D), for the output head
-    prompt_modulation: Tensor | None = None  # (B, 1, 2, D), 2.3
-    # (B, t, 4, D): scale and shift of A2V, then of V2A; None, like the gate, when the other stream is left out
-    cross_modulation: Tensor | None = None
-    cross_gate: Tensor | None = None  # (B, t, 1, D)
+    modulation: Modulation  # 6 or 9 rows
+    head_modulation: Modulation  # 2 rows, of the output head
+    prompt_modulation: Modulation | None = None  # 2 rows, 2.3
+    # 4 rows: scale and shift of A2V, then of V2A; None, like the gate, when the other stream is left out
+    cross_modulation: Modulation | None = None
+    cross_gate: Modulation | None = None  # 1 row
 
-    def cross_rows(self, table: Tensor) -> tuple[Tensor, ...]:
-        """Modulation of the audio-video cross attention, with a block's table (5, D): 4 scales and shifts, the gate."""
-        assert self.cross_modulation is not None and self.cross_gate is not None
-        return (*(table[:4] + self.cross_modulation).unbind(2), *(table[4:] + self.cross_gate).unbind(2))
+    def begun(self, batch: StreamBatch) -> Stream:
+        """The stream with the items that begin at a block, each as a copy of another. One that is not enabled stays
+        as it is for all of them."""
+        if batch.copies is None or (not self.enabled and self.x.shape[0] == 1):
+            return self
+        return replace(self, x=take(self.x, batch.copies))
 
     def exchanging(self, items: slice) -> Stream:
         """What the audio-video cross attention reads of some batch items."""
@@ -49,11 +49,26 @@ class Stream:
         rope = replace(self.rope, cross_attention=rope_items(self.rope.cross_attention, items))
         return replace(
             self,
-            x=self.x[items],
+            x=batch_items(self.x, items),
             rope=rope,
-            cross_modulation=batch_items(self.cross_modulation, items),
-            cross_gate=batch_items(self.cross_gate, items),
+            cross_modulation=self.cross_modulation.items(items),
+            cross_gate=self.cross_gate.items(items),
         )
+
+    def across(self, x: Tensor, table: Tensor, start: int) -> Tensor:
+        """The normed tokens ``x`` as one direction of the exchange reads them, with a block's table (5, D).
+
+        Unlike in the other tables, scale stands before shift here.
+        """
+        assert self.cross_modulation is not None
+        scale, shift = self.cross_modulation.rows(table[start : start + 2], start)
+        return modulate(x, shift, scale)
+
+    def plus_gated(self, update: Tensor, table: Tensor) -> Tensor:
+        """The tokens after an update by the exchange."""
+        assert self.cross_gate is not None
+        (gate,) = self.cross_gate.rows(table[4:])
+        return torch.addcmul(self.x, update, gate)
 
 
 class FeedForward(nn.Module):
@@ -127,67 +142,68 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(
-        self, video: Stream | None, audio: Stream | None, skips: BlockSkips
+        self, video: Stream | None, audio: Stream | None, batch: BlockBatch
     ) -> tuple[Stream | None, Stream | None]:
         """Both streams after the block; a stream that is not enabled passes unchanged and still serves the other."""
         run_video, run_audio = video is not None and video.enabled, audio is not None and audio.enabled
         if video is not None and run_video:
-            video = self._attend(video, self.video_layers, skips.video_attention)
+            video = self._attend(video, self.video_layers, batch.video)
         if audio is not None and run_audio:
-            audio = self._attend(audio, self.audio_layers, skips.audio_attention)
+            audio = self._attend(audio, self.audio_layers, batch.audio)
         if video is not None and audio is not None:
-            video, audio = self._exchange(video, audio, skips.exchange)
+            video, audio = self._exchange(video, audio, batch.exchange)
         if video is not None and run_video:
             video = self._feed_forward(video, self.video_layers)
         if audio is not None and run_audio:
             audio = self._feed_forward(audio, self.audio_layers)
         return video, audio
 
-    def _attend(self, stream: Stream, layers: StreamLayers, values_only: Runs) -> Stream:
+    def _attend(self, stream: Stream, layers: StreamLayers, batch: StreamBatch) -> Stream:
         """Self attention, then attention to the text."""
-        shift, scale, gate = _rows(layers.table, stream.modulation, 0)
+        shift, scale, gate = stream.modulation.rows(layers.table[:3])
         query = modulate(self._norm(stream.x), shift, scale)
-        update = layers.self_attention(query, rope=stream.rope.self_attention, values_only=values_only)
+        update = layers.self_attention(query, rope=stream.rope.self_attention, values_only=batch.values_only)
         x = torch.addcmul(stream.x, update, gate)
 
         query, context = self._norm(x), stream.context
         if layers.prompt_table is None or stream.prompt_modulation is None:
-            return replace(stream, x=x + layers.text_attention(query, context))
-        shift, scale, gate = _rows(layers.table, stream.modulation, 6)
-        context_shift, context_scale = (layers.prompt_table + stream.prompt_modulation).unbind(2)
+            return replace(stream, x=x + layers.text_attention(query, context, context_rows=batch.contexts))
+        shift, scale, gate = stream.modulation.rows(layers.table[6:], 6)
+        context_shift, context_scale = stream.prompt_modulation.rows(layers.prompt_table)
         context = modulate(context, context_shift, context_scale)
-        update = layers.text_attention(modulate(query, shift, scale), context)
+        update = layers.text_attention(modulate(query, shift, scale), context, context_rows=batch.contexts)
         return replace(stream, x=torch.addcmul(x, update, gate))
 
-    def _exchange(self, video: Stream, audio: Stream, skips: Runs) -> tuple[Stream, Stream]:
+    def _exchange(self, video: Stream, audio: Stream, runs: Sequence[ExchangeRun]) -> tuple[Stream, Stream]:
         """Audio to video and video to audio, for the batch items that do not skip it."""
-        parts = [
-            (video.x[items], audio.x[items])
-            if skipped
-            else self._exchange_items(video.exchanging(items), audio.exchanging(items))
-            for items, skipped in skips
-        ]
-        x_video, x_audio = (torch.cat(xs) if len(xs) > 1 else xs[0] for xs in zip(*parts, strict=True))
-        return replace(video, x=x_video), replace(audio, x=x_audio)
+        x_video, x_audio = [], []
+        for video_items, audio_items, skipped in runs:
+            some_video, some_audio = video.exchanging(video_items), audio.exchanging(audio_items)
+            updated = (some_video.x, some_audio.x) if skipped else self._exchange_items(some_video, some_audio)
+            x_video.append(updated[0])
+            x_audio.append(updated[1])
+        if video.enabled:
+            video = replace(video, x=_joined(x_video))
+        if audio.enabled:
+            audio = replace(audio, x=_joined(x_audio))
+        return video, audio
 
     def _exchange_items(self, video: Stream, audio: Stream) -> tuple[Tensor, Tensor]:
-        # Unlike in the other tables, scale stands before shift here
-        v_scale, v_shift, v_scale_back, v_shift_back, v_gate = video.cross_rows(self.scale_shift_table_a2v_ca_video)
-        a_scale, a_shift, a_scale_back, a_shift_back, a_gate = audio.cross_rows(self.scale_shift_table_a2v_ca_audio)
+        v_table, a_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
         v_rope, a_rope = video.rope.cross_attention, audio.rope.cross_attention
         # Both directions read the streams as they were before either update
         v_norm, a_norm = self._norm(video.x), self._norm(audio.x)
         x_video, x_audio = video.x, audio.x
         if video.enabled:
-            query, context = modulate(v_norm, v_shift, v_scale), modulate(a_norm, a_shift, a_scale)
-            x_video = torch.addcmul(x_video, self.audio_to_video_attn(query, context, v_rope, a_rope), v_gate)
+            query, context = video.across(v_norm, v_table, 0), audio.across(a_norm, a_table, 0)
+            x_video = video.plus_gated(self.audio_to_video_attn(query, context, v_rope, a_rope), v_table)
         if audio.enabled:
-            query, context = modulate(a_norm, a_shift_back, a_scale_back), modulate(v_norm, v_shift_back, v_scale_back)
-            x_audio = torch.addcmul(x_audio, self.video_to_audio_attn(query, context, a_rope, v_rope), a_gate)
+            query, context = audio.across(a_norm, a_table, 2), video.across(v_norm, v_table, 2)
+            x_audio = audio.plus_gated(self.video_to_audio_attn(query, context, a_rope, v_rope), a_table)
         return x_video, x_audio
 
     def _feed_forward(self, stream: Stream, layers: StreamLayers) -> Stream:
-        shift, scale, gate = _rows(layers.table, stream.modulation, 3)
+        shift, scale, gate = stream.modulation.rows(layers.table[3:6], 3)
         update = layers.feed_forward(modulate(self._norm(stream.x), shift, scale))
         return replace(stream, x=torch.addcmul(stream.x, update, gate))
 
@@ -195,10 +211,5 @@ class TransformerBlock(nn.Module):
         return F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
 
-def _rows(table: Tensor, modulation: Tensor, start: int) -> tuple[Tensor, ...]:
-    """Shift, scale and gate from row ``start`` on, (B, t, D) each.
-
-    Made where they are used: with a noise level per token, all nine of them are larger than the stream itself.
-    """
-    rows = slice(start, start + 3)
-    return (table[rows] + modulation[:, :, rows]).unbind(2)
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

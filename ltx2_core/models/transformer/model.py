@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...protocols import Attention
-from ...types import CrossTimestepRule, Perturbation, StreamInput, StreamRope
-from .adaln import AdaLayerNormSingle, modulate
+from ...types import BatchItem, CrossTimestepRule, Perturbation, StreamInput, StreamRope
+from .adaln import AdaLayerNormSingle, Modulation, modulate
 from .attention import sdpa
+from .batch import block_batches
 from .block import Stream, TransformerBlock
 from .config import TransformerConfig
-from .perturbation import block_skips
 from .rope import rope_table
 
 
@@ -120,29 +121,31 @@ class LTXTransformer(nn.Module):
         self,
         video: StreamInput | None,
         audio: StreamInput | None,
-        perturbations: Sequence[Perturbation] | None = None,
+        items: Sequence[BatchItem] | None = None,
         cross_rule: CrossTimestepRule = CrossTimestepRule.SPLIT,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Velocities of both streams, (B, T, C) in the latents' dtype.
+        """Velocities of both streams, (B, T, C) in the latents' dtype, where B counts the items that compute it.
+
+        What is equal for several items is computed once: latents and noise levels of batch 1, the text's keys and
+        values of each prompt, the blocks before an item branches off.
 
         Args:
-            video, audio: None leaves a stream out; one that is not ``enabled`` returns no meaningful velocity. Noise
-                levels and rotary tables may have batch 1 where all items share them.
-            perturbations: None, or one for each batch item.
+            video, audio: None leaves a stream out; one that is not ``enabled`` returns None.
+            items: None evaluates each latent once, with the text of the same number.
             cross_rule: noise level behind the audio-video exchange; it matters when levels differ between tokens or
                 streams.
 
         Raises:
-            ValueError: both streams are missing, or ``perturbations`` do not fit the batch or the number of blocks.
+            ValueError: both streams are missing, or ``items`` do not fit the streams or the number of blocks.
         """
-        self._check(video, audio, perturbations)
+        batch = self._items(video, audio, items)
         v = None if video is None else self._prepare(video, audio, self.video_layers, cross_rule)
         a = None if audio is None else self._prepare(audio, video, self.audio_layers, cross_rule)
-        for index, block in enumerate(self.transformer_blocks):
-            v, a = block(v, a, block_skips(perturbations, index))
+        for block, work in zip(self.transformer_blocks, block_batches(batch, self.config.num_layers), strict=True):
+            v, a = block(v and v.begun(work.video), a and a.begun(work.audio), work)
         return (
-            None if v is None else self._velocity(v, self.scale_shift_table, self.proj_out),
-            None if a is None else self._velocity(a, self.audio_scale_shift_table, self.audio_proj_out),
+            self._velocity(v, self.scale_shift_table, self.proj_out) if v and v.enabled else None,
+            self._velocity(a, self.audio_scale_shift_table, self.audio_proj_out) if a and a.enabled else None,
         )
 
     def _prepare(
@@ -150,46 +153,67 @@ class LTXTransformer(nn.Module):
     ) -> Stream:
         """Embeds a stream's tokens, text and noise levels; nothing here depends on a block."""
         dtype, scale = stream.latent.dtype, self.config.timestep_scale
-        own = stream.timesteps * scale
-        modulation, embedded = layers.adaln(own, dtype)
+        own, token_levels = stream.timesteps * scale, stream.token_levels
+        vectors, embedded = layers.adaln(own, dtype)
         prompt_modulation = cross_modulation = cross_gate = None
         if layers.prompt_adaln is not None:
-            prompt_modulation, _ = layers.prompt_adaln(stream.sigma[:, None] * scale, dtype)
+            prompt_modulation = Modulation(layers.prompt_adaln(stream.sigma[:, None] * scale, dtype)[0])
         if other is not None:
             across = other.sigma[:, None] * scale
-            cross_modulation, _ = layers.cross_adaln(across if rule is CrossTimestepRule.OTHER else own, dtype)
-            gate_level = own if rule is CrossTimestepRule.OWN else across
+            level, index = (across, None) if rule is CrossTimestepRule.OTHER else (own, token_levels)
+            cross_modulation = Modulation(layers.cross_adaln(level, dtype)[0], index)
+            level, index = (own, token_levels) if rule is CrossTimestepRule.OWN else (across, None)
             gate_scale = self.config.cross_gate_timestep_scale / scale
-            cross_gate, _ = layers.cross_gate_adaln(gate_level * gate_scale, dtype)
+            cross_gate = Modulation(layers.cross_gate_adaln(level * gate_scale, dtype)[0], index)
         projection = layers.caption_projection
         return Stream(
             x=layers.patchify(stream.latent),
             context=stream.context if projection is None else projection(stream.context),
             rope=stream.rope,
             enabled=stream.enabled,
-            modulation=modulation,
-            embedded_timestep=embedded,
+            modulation=Modulation(vectors, token_levels),
+            # The output head takes the embedded timestep itself, for both of its rows
+            head_modulation=Modulation(embedded[:, :, None].expand(-1, -1, 2, -1), token_levels),
             prompt_modulation=prompt_modulation,
             cross_modulation=cross_modulation,
             cross_gate=cross_gate,
         )
 
     def _velocity(self, stream: Stream, table: Tensor, projection: nn.Linear) -> Tensor:
-        """The output head; it takes the embedded timestep itself, and the one norm that subtracts the mean."""
-        shift, scale = (table + stream.embedded_timestep[:, :, None]).unbind(2)
+        """The output head, with the one norm that subtracts the mean."""
+        shift, scale = stream.head_modulation.rows(table)
         normed = F.layer_norm(stream.x, stream.x.shape[-1:], eps=self.config.norm_eps)
         return projection(modulate(normed, shift, scale))  # type: ignore[no-any-return]
 
-    def _check(
-        self, video: StreamInput | None, audio: StreamInput | None, perturbations: Sequence[Perturbation] | None
-    ) -> None:
-        stream = video if video is not None else audio
-        if stream is None:
+    def _items(
+        self, video: StreamInput | None, audio: StreamInput | None, items: Sequence[BatchItem] | None
+    ) -> tuple[BatchItem, ...]:
+        """What the call evaluates, checked against the streams and the number of blocks."""
+        streams = [stream for stream in (video, audio) if stream is not None]
+        if not streams:
             raise ValueError("the transformer needs a video stream, an audio stream or both")
-        if perturbations is None:
-            return
-        if len(perturbations) != stream.latent.shape[0]:
-            raise ValueError(f"{len(perturbations)} perturbations for {stream.latent.shape[0]} batch items")
-        blocks = frozenset().union(*(p.video_stg_blocks | p.audio_stg_blocks for p in perturbations))
+        sizes = {t.shape[0] for s in streams for t in (s.latent, s.timesteps, s.sigma, s.rope.self_attention.cos)}
+        plain = tuple(BatchItem(context=number) for number in range(max(sizes)))
+        if items is None:
+            return plain
+        if len(plain) > 1 and tuple(replace(item, perturbation=Perturbation()) for item in items) != plain:
+            raise ValueError(f"{len(items)} items for a batch of {len(plain)}: each must take its own latent and text")
+        for item in items:
+            self._check(item, items, streams)
+        blocks = frozenset().union(*(i.perturbation.video_stg_blocks | i.perturbation.audio_stg_blocks for i in items))
         if blocks and not 0 <= min(blocks) <= max(blocks) < self.config.num_layers:
             raise ValueError(f"STG blocks {sorted(blocks)}: this model has blocks 0 to {self.config.num_layers - 1}")
+        return tuple(items)
+
+    def _check(self, item: BatchItem, items: Sequence[BatchItem], streams: Sequence[StreamInput]) -> None:
+        prompts = {stream.context.shape[0] for stream in streams} - {1}
+        if not all(0 <= item.context < count for count in prompts):
+            raise ValueError(f"an item reads prompt {item.context}, and the streams carry {min(prompts)}")
+        if not (item.video and item.audio) and not item.perturbation.skip_cross_modal:
+            raise ValueError("an item leaves a stream out that the other one hears")
+        if item.branches_from is not None:
+            origin = items[item.branches_from]
+            if origin != replace(item, perturbation=origin.perturbation, branches_from=None) or origin.perturbation != (
+                Perturbation(skip_cross_modal=item.perturbation.skip_cross_modal)
+            ):
+                raise ValueError("an item branches from one that it does not equal before its first perturbed block")

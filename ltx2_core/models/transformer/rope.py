@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...types import Rope
+from .batch import batch_items
 from .config import RopeLayout
-from .perturbation import batch_items
 
 
 def rope_table(
