@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
 
 import pytest
+
+# Test modules in importlib mode have no package to import ``tiny_stage`` from
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,8 @@ class Stream:
         rope = replace(self.rope, cross_attention=rope_items(self.rope.cross_attention, items))
         return replace(
             self,
-            x=batch_items(self.x, items),
+            # One that is not enabled may have batch 1 for all items; any other has no more than its own
+            x=self.x[items] if self.enabled else batch_items(self.x, items),
             rope=rope,
             cross_modulation=self.cross_modulation.items(items),
             cross_gate=self.cross_gate.items(items),
