@@ -285,6 +285,19 @@ def test_equal_timesteps_may_be_given_once(new: bool, rule: CrossTimestepRule) -
     assert max(difference(once, each)) <= ROUNDING
 
 
+@pytest.mark.parametrize("rule", list(CrossTimestepRule), ids=lambda r: r.value)
+@pytest.mark.parametrize("new", [False, True], ids=["2.0", "2.3"])
+def test_distinct_noise_levels_equal_one_for_each_token(new: bool, rule: CrossTimestepRule) -> None:
+    model = shared(new)
+    video, audio = inputs(model, audio_sigma=0.4)
+    index = torch.arange(video.latent.shape[1]) % 3
+    few = replace(video, timesteps=torch.tensor([[0.7, 0.0, 0.35]]), token_levels=index)
+    each = replace(video, timesteps=few.timesteps[:, index])
+    ours, expected = model(few, audio, cross_rule=rule), model(each, audio, cross_rule=rule)
+    assert max(difference(ours, expected)) <= ROUNDING
+    assert min(difference(ours, model(video, audio, cross_rule=rule))) > 1e-2
+
+
 def test_shared_noise_levels_may_have_batch_one() -> None:
     model = shared()
     video, audio = inputs(model, batch=3, audio_sigma=0.4)
