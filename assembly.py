@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .device_manager.host_memory import PinnedBudget
+from .device_manager.host_memory import PinnedBudget, PinningHost
 from .device_manager.manager import DeviceManager
 from .device_manager.memory import host_available, pinned_budget, vram
 from .device_manager.modes import Mode, UnknownMode, requested_mode
@@ -55,14 +55,14 @@ def open_manager(
     device: torch.device,
     setting: str | None,
     size: VideoSize | None = None,
-    allow_pinning: Callable[[int], bool] = lambda nbytes: True,
+    pinning_host: PinningHost | None = None,
 ) -> DeviceManager:
     """The device manager for these models. No weight is read yet.
 
     Args:
         setting: device mode as the user wrote it; None and "auto" choose by what the machine has.
         size: of the clip that will be made, for what it needs beside weights; None plans for a large one.
-        allow_pinning: asks a host application whether so many bytes of host memory more may be pinned.
+        pinning_host: a host application with a budget of its own for pinned memory.
 
     Raises:
         SettingError: the mode is unknown, or nothing fits; the message has the numbers.
@@ -76,13 +76,14 @@ def open_manager(
         decision = Decision(chosen, reason, "stay", 0, 0)
         budget = PinnedBudget(0)
     else:
-        facts = _facts(models, device, size or LARGEST_SIZE)
+        room = pinning_host.pinning_room() if pinning_host is not None else None
+        facts = _facts(models, device, size or LARGEST_SIZE, room)
         try:
             decision = choose(facts, mode)
         except DoesNotFit as error:
             fix = "Choose a smaller clip, or another device mode to try it all the same."
             raise SettingError("device-mode", setting or "auto", str(error).rstrip("."), fix) from error
-        budget = PinnedBudget(facts.pinned_budget, allow_pinning)
+        budget = PinnedBudget(facts.pinned_budget, pinning_host)
     return DeviceManager(
         device,
         decision.mode,
@@ -127,7 +128,7 @@ def _components(models: LoadableModels, decision: Decision) -> dict[Hashable, Co
     return specs
 
 
-def _facts(models: LoadableModels, device: torch.device, size: VideoSize) -> Facts:
+def _facts(models: LoadableModels, device: torch.device, size: VideoSize, pinning_room: int | None) -> Facts:
     memory, host = vram(device), host_available()
     latent = size.latent(models.latent_channels, models.scale)
     # Stage 1 has a quarter of stage 2's tokens and up to four passes: both cost the same memory
@@ -138,7 +139,7 @@ def _facts(models: LoadableModels, device: torch.device, size: VideoSize) -> Fac
         total_vram=memory.total,
         free_vram=memory.free,
         host_available=host,
-        pinned_budget=pinned_budget(host),
+        pinned_budget=pinned_budget(host, pinning_room),
         dit_bytes=models.component_bytes(Component.TRANSFORMER),
         lora_bytes=models.adapter_bytes(),
         activation_bytes=activation,

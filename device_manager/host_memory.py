@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,17 +17,33 @@ logger = logging.getLogger("ltx2.device")
 # two (measured on one H200 host)
 
 
+class PinningHost(Protocol):
+    """A host application that pins memory too, and keeps one budget for the whole process."""
+
+    def pinning_room(self) -> int | None:
+        """Bytes that may still be pinned; None where the host has no budget."""
+        ...
+
+    def allow_pinning(self, nbytes: int) -> bool:
+        """Whether so many bytes more are fine; the host may give pins of its own up for it."""
+        ...
+
+    def pinning_changed(self, nbytes: int) -> None:
+        """Hears of bytes that were pinned or, where the number is negative, given back."""
+        ...
+
+
 class PinnedBudget:
     """How much host memory this process may pin, and how much it has.
 
     Args:
         limit: bytes; None sets no limit of its own.
-        allow: asks a host application, if there is one, whether so many bytes more are fine.
+        host: the host application, if there is one with a budget of its own.
     """
 
-    def __init__(self, limit: int | None = None, allow: Callable[[int], bool] = lambda nbytes: True) -> None:
+    def __init__(self, limit: int | None = None, host: PinningHost | None = None) -> None:
         self.limit, self.pinned, self.warned = limit, 0, False
-        self._allow, self._lock = allow, threading.RLock()
+        self._host, self._lock = host, threading.RLock()
 
     def pin(self, memory: Tensor, owner: object) -> bool:
         """Registers flat CPU memory for the copy engines, until ``owner`` is gone.
@@ -46,15 +61,21 @@ class PinnedBudget:
         nbytes = memory.nbytes
         with self._lock:
             fits = self.limit is None or self.pinned + nbytes <= self.limit
-            problem = "" if fits and self._allow(nbytes) else "the budget for pinned memory does not allow it"
+            allowed = fits and (self._host is None or self._host.allow_pinning(nbytes))
+            problem = "" if allowed else "the budget for pinned memory does not allow it"
             if not problem and (code := _register(memory.data_ptr(), nbytes)) != 0:
                 problem = f"the driver refused it (error {code})"
             if problem:
                 self._warn(nbytes, problem)
                 return False
-            self.pinned += nbytes
+            self._count(nbytes)
         weakref.finalize(owner, self._unpin, memory)
         return True
+
+    def _count(self, nbytes: int) -> None:
+        self.pinned += nbytes
+        if self._host is not None:
+            self._host.pinning_changed(nbytes)
 
     def _warn(self, nbytes: int, problem: str) -> None:
         if not self.warned:
@@ -63,7 +84,7 @@ class PinnedBudget:
 
     def _unpin(self, memory: Tensor) -> None:
         with self._lock:
-            self.pinned -= memory.nbytes
+            self._count(-memory.nbytes)
         if int(_cudart().cudaHostUnregister(memory.data_ptr())) != 0:
             _drop_last_error()
 

@@ -42,6 +42,7 @@ class DeviceManager:
     Attributes:
         before_use: called before a component may be loaded, while no component is in use. A host application makes
             room there.
+        current_run: names what the host application is running now. Stages of one run are reported together.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class DeviceManager:
     ) -> None:
         self.device, self.mode_reason, self._mode = device, reason, mode
         self._streams = Streams(device)
-        self._telemetry = Telemetry(device)
+        self.current_run: Callable[[], Hashable] = lambda: None
+        self._telemetry = Telemetry(device, lambda: self.current_run())
         self._budget = budget or PinnedBudget()
         self._name, spec = switched
         self._switched = Switched(spec, mode, self._streams, self._budget, self._moved)
@@ -192,6 +194,9 @@ class DeviceManager:
 
     def take_records(self) -> list[dict[str, Any]]:
         return self._telemetry.take_records()
+
+    def last_records(self) -> list[dict[str, Any]]:
+        return self._telemetry.last_records()
 
     def _moved(self, h2d_bytes: int, d2h_bytes: int) -> None:
         self._telemetry.moved(h2d_bytes, d2h_bytes)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -85,6 +85,7 @@ class Pipeline:
     def __init__(self, models: Models, residency: Residency) -> None:
         self.models, self.residency = models, residency
         self._prompts: OrderedDict[str, PromptContext] = OrderedDict()
+        self._last_request: GenerationRequest | None = None  # of a stage that denoised
 
     def validate(self, request: GenerationRequest) -> None:
         """Raises :class:`SettingError` before any weight is read."""
@@ -120,6 +121,7 @@ class Pipeline:
         progress: Progress = _QUIET,
     ) -> LatentPair:
         """Stage 1: guided denoising, at half size when the recipe has two stages."""
+        self._last_request = request
         plan = plan_stages(self.models, request)[0]
         return denoise_stage(self.models, self.residency, request, plan, positive, negative, None, progress)
 
@@ -140,6 +142,7 @@ class Pipeline:
         plan = plan_stages(self.models, request)[-1]
         if plan.phase is not Phase.STAGE_2:
             raise ValueError(f"the {request.recipe.name} recipe has no second stage")
+        self._last_request = request
         return denoise_stage(self.models, self.residency, request, plan, positive, None, upsampled, progress)
 
     @_stage_without_retry
@@ -186,17 +189,27 @@ class Pipeline:
 
     def report(self, request: GenerationRequest) -> RunReport:
         """What the stages since the last report cost; waits for the device."""
-        device = self.residency.device
+        return self._report(request, self.residency.take_records())
+
+    def last_report(self) -> RunReport:
+        """What the last run cost, in one go or stage by stage, and what is held now; waits for the device."""
+        return self._report(self._last_request, self.residency.last_records())
+
+    def _report(self, request: GenerationRequest | None, records: Sequence[Mapping[str, Any]]) -> RunReport:
+        device, held = self.residency.device, self.residency.status()
         return RunReport(
-            stages=[StageRecord(**record) for record in self.residency.take_records()],
+            stages=[StageRecord(**record) for record in records],
             mode=self.residency.mode,
             mode_reason=self.residency.mode_reason,
-            revision=request.revision.name,
-            recipe=request.recipe.name,
-            seed=request.seed,
+            revision=request.revision.name if request else "",
+            recipe=request.recipe.name if request else "",
+            seed=request.seed if request else 0,
             files=dict(self.models.file_names),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             versions={"python": platform.python_version(), "torch": torch.__version__},
+            device_bytes=dict(held["device"]),
+            host_bytes=dict(held["host"]),
+            pinned_bytes=sum(held["pinned"].values()),
         )
 
 

@@ -59,6 +59,14 @@ class Residency(Protocol):
         """The stages measured since the last call: name, ms, peak_bytes, h2d_bytes, d2h_bytes. Waits for the device."""
         ...
 
+    def last_records(self) -> Sequence[Mapping[str, Any]]:
+        """The stages of the last run, as :meth:`take_records` gives them, whoever took them."""
+        ...
+
+    def status(self) -> Mapping[str, Mapping[str, int]]:
+        """Bytes held now, by place ("device", "host", and "pinned": the host memory that is page-locked)."""
+        ...
+
 
 class Models(Protocol):
     """What the stages must know of the loaded models; everything comes from the files."""

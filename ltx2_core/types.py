@@ -273,7 +273,11 @@ class StageRecord:
 
 @dataclass
 class RunReport:
-    """The JSON that ``--report`` writes; field names are the contract."""
+    """The JSON that ``--report`` writes; field names are the contract.
+
+    ``device_bytes`` and ``host_bytes`` say what is held at the end of the run, by component; "base" and "merged" are the
+    transformer's sets of weights, "adapters" the LoRA matrices. ``pinned_bytes`` is the host memory that is page-locked.
+    """
 
     stages: list[StageRecord] = field(default_factory=list)
     mode: str = ""
@@ -284,6 +288,9 @@ class RunReport:
     files: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    device_bytes: Mapping[str, int] = field(default_factory=dict)
+    host_bytes: Mapping[str, int] = field(default_factory=dict)
+    pinned_bytes: int = 0
 
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}

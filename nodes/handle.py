@@ -23,6 +23,10 @@ from .residency import HostEntry, HostMemory, ask, most_bytes
 log = logging.getLogger("ltx2.nodes")
 
 
+def _nothing() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class PipelineHandle:
     """Loaded models with the LoRA strengths that a graph asked for.
@@ -89,11 +93,13 @@ class PipelineRegistry:
         device: torch.device,
         mode: str,
         memory: HostMemory | None = None,
+        current_run: Callable[[], Hashable] = _nothing,
     ) -> PipelineHandle:
         """The handle of these files; the same one as long as no file changed.
 
         Args:
             memory: the host's memory manager, which shares the device; None where it keeps no books of that device.
+            current_run: names what the host is running now, for the report.
 
         Raises:
             SettingError: the mode is not available.
@@ -107,6 +113,7 @@ class PipelineRegistry:
                 # What is loaded goes first: the new plan is made from the memory that is free then
                 self.clear()
                 manager = _open_manager(models, device, mode, memory)
+                manager.current_run = current_run
                 log.info("opened the models of %s (LTX-%s, %s)", files.checkpoint.name, models.generation, dtype)
                 self._key, self._release = key, manager.drop
                 self._handle = PipelineHandle(Pipeline(models, manager), context_widths(models))
@@ -127,13 +134,9 @@ def _open_manager(models: ModelSet, device: torch.device, mode: str, memory: Hos
     # The mode is chosen by the memory that is free, and what other models could give is not free before they are asked
     wanted = most_bytes(models)
     ask(lambda: memory.make_room(wanted, device, None))
-    manager = open_manager(models, device, mode)
+    manager = open_manager(models, device, mode, pinning_host=memory)
     manager.before_use = HostEntry(manager, memory, models.dtype, wanted).before_use
     return manager
-
-
-def _nothing() -> None:
-    return None
 
 
 def context_widths(models: Any) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.nested_tensor import NestedTensor
+from comfy_execution.utils import get_executing_context
 from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
@@ -90,6 +91,12 @@ def compute_device() -> torch.device:
 def memory(device: torch.device) -> HostMemory | None:
     """ComfyUI's memory manager, where others use the device too; host memory is nothing to ask it for."""
     return None if device.type == "cpu" else HostMemory(management)
+
+
+def current_run() -> Hashable:
+    """Names the workflow run that the calling node belongs to; None outside of any."""
+    context = get_executing_context()
+    return context.prompt_id if context is not None else None
 
 
 def outgoing(tensor: Tensor) -> Tensor:

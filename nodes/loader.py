@@ -130,7 +130,7 @@ class Loader(io.ComfyNode):
         )
         device = host.compute_device()
         chosen = dtype if dtype != AUTO else "float32" if device.type == "cpu" else "bfloat16"
-        handle = PIPELINES.open(files, DTYPES[chosen], device, device_mode, host.memory(device))
+        handle = PIPELINES.open(files, DTYPES[chosen], device, device_mode, host.memory(device), host.current_run)
         return io.NodeOutput(handle)
 
 

@@ -47,6 +47,27 @@ class HostMemory:
         if any(item.model is not keep and item.model_loaded_memory() for item in loaded):
             host.free_memory(wanted, device, keep_loaded=[item for item in loaded if item.model is keep])
 
+    # Its budget for page-locked memory (device_manager.host_memory.PinningHost)
+
+    def pinning_room(self) -> int | None:
+        """Bytes that may still be page-locked; None where this host keeps no such budget, 0 where it pins nothing."""
+        most = getattr(self._management, "MAX_PINNED_MEMORY", None)
+        return None if most is None else max(0, int(most) - self._management.TOTAL_PINNED_MEMORY)
+
+    def allow_pinning(self, nbytes: int) -> bool:
+        """Whether so many bytes still fit in, if need be after the host has unlocked memory of models at rest."""
+        room = self.pinning_room()
+        unlock = getattr(self._management, "ensure_pin_registerable", None)
+        if room is not None and room < nbytes and unlock is not None:
+            ask(lambda: unlock(nbytes, evict_active=False))
+            room = self.pinning_room()
+        return room is None or nbytes <= room
+
+    def pinning_changed(self, nbytes: int) -> None:
+        """Counts our memory in the host's books, so that what it locks itself stays within the budget too."""
+        if self.pinning_room() is not None:
+            self._management.TOTAL_PINNED_MEMORY += nbytes
+
     def register(self, entry: HostEntry) -> None:
         """Puts the entry into the books, where it is not there."""
         if not any(item.model is entry for item in self._management.current_loaded_models):

@@ -16,7 +16,8 @@ import torch
 from ltx2_two_stage.device_manager import host_memory
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.layout import Layout, unique_tensors
-from ltx2_two_stage.device_manager.placed import STREAM_DEPTH, ComponentSpec, LayerStream, Placed, Placement
+from ltx2_two_stage.device_manager.placed import ComponentSpec, LayerStream, Placed, Placement
+from ltx2_two_stage.device_manager.ring import RING_DEPTH
 from ltx2_two_stage.device_manager.streams import Streams
 from ltx2_two_stage.device_manager.weights import WeightSet, bind
 from torch import Tensor, nn
@@ -244,7 +245,7 @@ def assert_home(module: nn.Module, host: WeightSet) -> None:
         assert tensor.data_ptr() == view.data_ptr() and torch.equal(tensor, view), name
 
 
-@pytest.mark.parametrize("count", [1, 2, STREAM_DEPTH, STREAM_DEPTH + 1, 7])
+@pytest.mark.parametrize("count", [1, 2, RING_DEPTH, RING_DEPTH + 1, 7])
 def test_a_stream_computes_what_the_module_computes(count: int) -> None:
     plain, module, moved = made(count), made(count), Moved()
     host = streamed(module, moved)
@@ -263,7 +264,7 @@ def test_layers_compute_in_the_ring() -> None:
         layer.up.register_forward_pre_hook(lambda up, inputs: inside.append(up.weight.data_ptr()))
     module(X)
     assert len(inside) == 7 and not set(inside) & home
-    assert len(set(inside)) == STREAM_DEPTH and inside[:3] == inside[3:6]
+    assert len(set(inside)) == RING_DEPTH and inside[:3] == inside[3:6]
     assert set(module.seen) == home  # before its turn a layer shows the host copy
     assert_home(module, host)
 
@@ -423,11 +424,28 @@ def test_the_limit_is_kept_and_room_that_is_given_back_is_used(
     assert len(warnings()) == 1 and "the budget for pinned memory does not allow it" in warnings()[0]
 
 
-def test_the_host_application_is_asked(driver: Driver, warnings: Callable[[], list[str]]) -> None:
+class PinningHost:
+    def __init__(self, allow: Callable[[int], bool]) -> None:
+        self.allow_pinning, self.counted = allow, list[int]()
+
+    def pinning_room(self) -> int | None:
+        return None
+
+    def pinning_changed(self, nbytes: int) -> None:
+        self.counted.append(nbytes)
+
+
+def test_the_host_application_is_asked_and_told(driver: Driver, warnings: Callable[[], list[str]]) -> None:
     asked: list[int] = []
-    budget, owner = PinnedBudget(allow=lambda nbytes: asked.append(nbytes) is None and nbytes < 50), Owner()
+    host = PinningHost(lambda nbytes: asked.append(nbytes) is None and nbytes < 50)
+    budget, owner = PinnedBudget(host=host), Owner()
     assert not budget.pin(memory(50), owner) and budget.pin(memory(49), owner)
     assert asked == [50, 49] and budget.pinned == 49 and len(warnings()) == 1
+    driver.code = 2
+    assert not budget.pin(memory(30), owner)
+    assert host.counted == [49], "only what was pinned"
+    del owner
+    assert host.counted == [49, -49] and budget.pinned == 0
 
 
 def test_a_refusal_of_the_driver_is_survived(driver: Driver, warnings: Callable[[], list[str]]) -> None:
@@ -486,7 +504,7 @@ def test_two_threads_never_pin_more_than_the_limit(driver: Driver) -> None:
 def test_an_owner_may_go_while_other_memory_is_pinned(driver: Driver) -> None:
     """The garbage collector may end an owner at any allocation, also at one inside of ``pin``."""
     owners: list[Any] = [Owner()]
-    budget = PinnedBudget(allow=lambda nbytes: nbytes < 100 or owners.clear() is None)
+    budget = PinnedBudget(host=PinningHost(lambda nbytes: nbytes < 100 or owners.clear() is None))
     assert budget.pin(memory(10), owners[0])
     keeper = Owner()
     thread = threading.Thread(target=budget.pin, args=(memory(100), keeper), daemon=True)

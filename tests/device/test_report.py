@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from ltx2_two_stage.device_manager.report import stage_chart_svg, stage_table
+from ltx2_two_stage.device_manager.report import places_table, stage_chart, stage_table
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -46,6 +46,27 @@ def test_table_without_stages() -> None:
     assert "total" in stage_table([], "original", "")
 
 
+def test_places_are_aligned_and_totalled() -> None:
+    status = {
+        "device": {"base": 38_100_000_000, "merged": 38_100_000_000, "video_decoder": 1_500_000_000},
+        "host": {"adapters": 2_500_000_000, "base": 38_100_000_000},
+        "pinned": {"all": 40_600_000_000},
+    }
+    lines = places_table(status).splitlines()
+    rows = {line[:15].strip(): line.split()[-2:] for line in lines}
+    assert rows["base weights"] == ["38.10", "38.10"]
+    assert rows["merged weights"] == ["38.10", "0.00"]
+    assert rows["adapters (LoRA)"] == ["0.00", "2.50"]
+    assert rows["video decoder"] == ["1.50", "0.00"]
+    assert rows["total"] == ["77.70", "40.60"]
+    assert len({len(line) for line in lines[:-2]}) == 1
+    assert lines[-1] == "page-locked host memory: 40.60 GB"
+
+
+def test_places_of_nothing() -> None:
+    assert "total" in places_table({"device": {}, "host": {}, "pinned": {"all": 0}})
+
+
 def boxes(svg: str) -> list[ElementTree.Element]:
     """The rectangles of stages: those with a tooltip."""
     return [box for box in ElementTree.fromstring(svg).iter(f"{SVG}rect") if box.find(f"{SVG}title") is not None]
@@ -57,7 +78,7 @@ def texts(svg: str) -> list[str]:
 
 @pytest.mark.parametrize("width", [320, 720, 1200])
 def test_chart_is_to_scale_and_inside_the_picture(width: int) -> None:
-    svg = stage_chart_svg(RUN, width)
+    svg = stage_chart(RUN, width).svg()
     root = ElementTree.fromstring(svg)
     assert root.get("width") == str(width)
     times, memory = boxes(svg)[::2], boxes(svg)[1::2]
@@ -72,7 +93,7 @@ def test_chart_is_to_scale_and_inside_the_picture(width: int) -> None:
 
 
 def test_chart_says_every_name_time_and_peak() -> None:
-    said = texts(stage_chart_svg(RUN))
+    said = texts(stage_chart(RUN).svg())
     for words in (
         "prompt",
         "decode <a> & sound",
@@ -86,14 +107,14 @@ def test_chart_says_every_name_time_and_peak() -> None:
 
 
 def test_chart_brings_its_own_background_and_nothing_from_outside() -> None:
-    svg = stage_chart_svg(RUN)
+    svg = stage_chart(RUN).svg()
     first = next(ElementTree.fromstring(svg).iter(f"{SVG}rect"))
     assert first.get("fill") == "#fbfbf9" and float(first.get("width", 0)) == 719
     assert "href" not in svg and "url(" not in svg and "<style" not in svg
 
 
 def test_a_stage_that_runs_twice_has_one_line_of_the_legend() -> None:
-    svg = stage_chart_svg([record("decode", 500, 1), record("encode", 500, 2), record("decode", 250, 3)])
+    svg = stage_chart([record("decode", 500, 1), record("encode", 500, 2), record("decode", 250, 3)]).svg()
     assert "decode (2 times)" in texts(svg) and "0.75 s" in texts(svg)
     assert boxes(svg)[0].get("fill") == boxes(svg)[4].get("fill") != boxes(svg)[2].get("fill")
 
@@ -108,4 +129,4 @@ def test_a_stage_that_runs_twice_has_one_line_of_the_legend() -> None:
     ],
 )
 def test_chart_of_odd_records_is_valid(records: list[dict[str, Any]]) -> None:
-    ElementTree.fromstring(stage_chart_svg(records))
+    ElementTree.fromstring(stage_chart(records).svg())

@@ -293,4 +293,21 @@ def check_errors_of_other_models_do_not_stop_a_run(host: Agreement) -> None:
     assert other not in host.books
 
 
+def check_page_locked_memory_stays_within_the_hosts_budget_and_in_its_books(host: Agreement) -> None:
+    management, memory = host.management, HostMemory(host.management)
+    before = management.MAX_PINNED_MEMORY, management.TOTAL_PINNED_MEMORY
+    try:
+        management.MAX_PINNED_MEMORY, management.TOTAL_PINNED_MEMORY = 1000, 300
+        assert memory.pinning_room() == 700
+        assert memory.allow_pinning(700) and not memory.allow_pinning(701)
+        memory.pinning_changed(600)
+        assert memory.pinning_room() == 100 and management.TOTAL_PINNED_MEMORY == 900
+        memory.pinning_changed(-600)
+        assert management.TOTAL_PINNED_MEMORY == 300
+        management.MAX_PINNED_MEMORY = -1  # as with --disable-pinned-memory
+        assert memory.pinning_room() == 0 and not memory.allow_pinning(1)
+    finally:
+        management.MAX_PINNED_MEMORY, management.TOTAL_PINNED_MEMORY = before
+
+
 CHECKS = {name: check for name, check in list(globals().items()) if name.startswith("check_")}

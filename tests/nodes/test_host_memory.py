@@ -96,6 +96,14 @@ class Management:
     def __init__(self) -> None:
         self.current_loaded_models: list[Item] = []
         self.free = 10**12
+        self.MAX_PINNED_MEMORY, self.TOTAL_PINNED_MEMORY = -1, 0
+        self.unlockable = 0
+
+    def ensure_pin_registerable(self, nbytes: int, evict_active: bool = True) -> bool:
+        assert not evict_active, "models at work keep their pins"
+        self.TOTAL_PINNED_MEMORY -= self.unlockable
+        self.unlockable = 0
+        return self.TOTAL_PINNED_MEMORY + nbytes <= self.MAX_PINNED_MEMORY
 
     def get_free_memory(self, device: torch.device) -> int:
         return self.free
@@ -218,3 +226,61 @@ def test_a_file_that_changed_is_opened_again(
     changed = lora if role == "lora" else getattr(files, role)
     os.utime(changed, ns=(1, changed.stat().st_mtime_ns + 1_000_000_000))
     assert registry.open(files, torch.float32, CPU, "auto") is not first
+
+
+def test_models_at_rest_make_room_for_page_locked_memory() -> None:
+    management = Management()
+    memory = residency.HostMemory(management)
+    management.MAX_PINNED_MEMORY, management.TOTAL_PINNED_MEMORY, management.unlockable = 1000, 900, 500
+    assert not memory.allow_pinning(700), "not even then"
+    management.TOTAL_PINNED_MEMORY, management.unlockable = 900, 500
+    assert memory.allow_pinning(500) and management.TOTAL_PINNED_MEMORY == 400
+    assert memory.pinning_room() == 600
+
+
+def test_a_host_that_never_heard_of_page_locking_sets_no_limit() -> None:
+    memory = residency.HostMemory(types.SimpleNamespace())
+    assert memory.pinning_room() is None and memory.allow_pinning(10**15)
+    memory.pinning_changed(10)
+
+
+def test_a_host_without_a_way_to_unlock_is_taken_by_its_word() -> None:
+    memory = residency.HostMemory(types.SimpleNamespace(MAX_PINNED_MEMORY=10.9, TOTAL_PINNED_MEMORY=5))
+    assert memory.pinning_room() == 5 and memory.allow_pinning(5) and not memory.allow_pinning(6)
+
+
+def test_pins_of_the_models_are_in_the_hosts_books(
+    tiny: tuple[ModelFiles, ModelFiles], registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry passes the host's budget on: what is planned and what is pinned both heed it."""
+    management = Management()
+    management.MAX_PINNED_MEMORY = 1000
+    memory = residency.HostMemory(management)
+    given: list[Any] = []
+    real = handle.open_manager
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        given.append(kwargs["pinning_host"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(handle, "open_manager", spy)
+    registry.open(tiny[0], torch.float32, CPU, "auto", memory)
+    assert given == [memory]
+
+
+def test_stages_of_one_workflow_run_are_reported_together(tiny: tuple[ModelFiles, ModelFiles], registry: Any) -> None:
+    runs = iter(["one", "one", "two"])
+    manager = registry.open(tiny[0], torch.float32, CPU, "auto", None, lambda: next(runs)).pipeline.residency
+    for name, expected in (("a", ["a"]), ("b", ["a", "b"]), ("c", ["c"])):
+        with manager.measure(name):
+            pass
+        assert [record["name"] for record in manager.last_records()] == expected
+
+
+def test_a_plan_counts_on_no_more_pinned_memory_than_the_host_allows(
+    tiny: tuple[ModelFiles, ModelFiles], registry: Any
+) -> None:
+    assembly = importlib.import_module("ltx2_two_stage.assembly")
+    models = registry.open(tiny[0], torch.float32, CPU, "auto").pipeline.models
+    facts = [assembly._facts(models, CPU, assembly.LARGEST_SIZE, room).pinned_budget for room in (None, 1000, 0)]
+    assert facts[0] > 1000 and facts[1:] == [1000, 0]
