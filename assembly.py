@@ -19,7 +19,7 @@ from .device_manager.switched import SwitchedSpec
 from .ltx2_core.errors import SettingError
 from .ltx2_core.loading.lora import merge, set_adapters
 from .ltx2_core.protocols import Models
-from .ltx2_core.types import Component, Phase, VideoSize
+from .ltx2_core.types import Component, VideoSize
 
 # Bytes beside weights at work, as measured on one H200 in bf16: a DiT call takes 90 kB per token and guidance pass
 # (stage 1 of 768x512x121 with 4 passes), decoding 3.4 kB per pixel of a frame (768x512 and 1920x1088)
@@ -110,7 +110,6 @@ def _transformer(models: LoadableModels) -> SwitchedSpec:
         adapt=models.adapt,
         set_adapters=set_adapters,
         merge=merge,
-        merged_phases=(Phase.STAGE_2,),
     )
 
 

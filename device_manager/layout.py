@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ ALIGNMENT = 256
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor: bytes from the start of its group's memory, and how to read them."""
+    """One tensor: bytes from the start of its group's memory, and how they are read."""
 
     name: str
     group: int
@@ -23,11 +24,6 @@ class Slot:
     dtype: torch.dtype
     size: tuple[int, ...]
     stride: tuple[int, ...]
-
-    def view(self, memory: Tensor) -> Tensor:
-        """The tensor inside its group's flat uint8 memory."""
-        typed = memory.view(self.dtype)
-        return typed.as_strided(self.size, self.stride, self.offset // self.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -77,15 +73,30 @@ class Layout:
     def nbytes(self) -> int:
         return sum(self.group_bytes)
 
+    @cached_property
+    def members(self) -> tuple[tuple[int, ...], ...]:
+        """Of each group: the indices of its slots."""
+        found: list[list[int]] = [[] for _ in self.group_bytes]
+        for index, slot in enumerate(self.slots):
+            found[slot.group].append(index)
+        return tuple(map(tuple, found))
+
     def views(self, memory: Sequence[Tensor]) -> list[Tensor]:
         """All tensors inside their groups' flat uint8 memory, in the order of the slots."""
-        typed: dict[tuple[int, torch.dtype], Tensor] = {}
+        views: dict[int, Tensor] = {}
+        for group, members in enumerate(self.members):
+            views.update(zip(members, self.group_views(group, memory[group]), strict=True))
+        return [views[index] for index in range(len(self.slots))]
+
+    def group_views(self, group: int, memory: Tensor) -> list[Tensor]:
+        """The tensors of one group inside flat uint8 memory of at least its size, in the order of ``members``."""
+        typed: dict[torch.dtype, Tensor] = {}
         views = []
-        for slot in self.slots:
-            key = (slot.group, slot.dtype)
-            if key not in typed:
-                typed[key] = memory[slot.group].view(slot.dtype)
-            views.append(typed[key].as_strided(slot.size, slot.stride, slot.offset // slot.dtype.itemsize))
+        for index in self.members[group]:
+            slot = self.slots[index]
+            if slot.dtype not in typed:
+                typed[slot.dtype] = memory.view(slot.dtype)
+            views.append(typed[slot.dtype].as_strided(slot.size, slot.stride, slot.offset // slot.dtype.itemsize))
         return views
 
 

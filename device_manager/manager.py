@@ -83,7 +83,7 @@ class DeviceManager:
         """
         with self._using():
             if component == self._name:
-                with self._switched.use(phase, adapters or NO_ADAPTERS) as module:
+                with self._switched.use(adapters or NO_ADAPTERS) as module:
                     yield module
             else:
                 with self._placed[component].use() as module:
@@ -93,7 +93,7 @@ class DeviceManager:
         """A hint that :meth:`use` will follow; returns at once."""
         with self._using():
             if component == self._name:
-                self._switched.prefetch(phase, adapters or NO_ADAPTERS)
+                self._switched.prefetch(adapters or NO_ADAPTERS)
             elif component in self._placed:
                 self._placed[component].fetch()
 

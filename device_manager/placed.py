@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from .host_memory import PinnedBudget
 from .layout import Layout, members, unique_tensors
+from .ring import GroupRing
 from .streams import Event, Streams
 from .weights import WeightSet, bind, plain_tensors
 
 Placement = Literal["stay", "visit", "stream"]
-# Layers whose weights are on the device at once while a component streams: one computes, the others arrive
-STREAM_DEPTH = 3
 
 
 @dataclass(frozen=True)
@@ -129,8 +128,8 @@ class Placed:
 class LayerStream:
     """Hooks that bring each layer's weights over shortly before it computes.
 
-    A ring of ``STREAM_DEPTH`` buffers on the device is made when the module starts and given up when it ends; what is
-    outside the layers visits for the whole call.
+    The buffers on the device are made when the module starts and given up when it ends; what is outside the layers
+    visits for the whole call.
     """
 
     def __init__(
@@ -143,14 +142,8 @@ class LayerStream:
         moved: Callable[[int, int], None],
     ) -> None:
         self._host, self._streams, self._moved, self._layout = host, streams, moved, layout
-        objects: list[Tensor] = [tensor for _, tensor in unique_tensors(module)]
-        self._members: list[list[int]] = [[] for _ in layout.group_bytes]
-        for index, slot in enumerate(layout.slots):
-            self._members[slot.group].append(index)
-        self._objects = objects
-        self._ring: list[Tensor] = []
-        self._free: list[Event] = []
-        self._arrived: dict[int, Event] = {}
+        self._objects: list[Tensor] = [tensor for _, tensor in unique_tensors(module)]
+        self._ring = GroupRing(host, streams, moved)
         self._outside: Tensor | None = None
         module.register_forward_pre_hook(self._begin)
         module.register_forward_hook(self._end, always_call=True)
@@ -159,18 +152,14 @@ class LayerStream:
             layer.register_forward_hook(self._after(index + 1), always_call=True)
 
     def _begin(self, module: nn.Module, inputs: Any) -> None:
-        groups = self._layout.group_bytes
+        source = self._host.memory[0]
         with plain_tensors():
-            device = self._streams.device
-            self._outside = torch.empty(groups[0], dtype=torch.uint8, device=device)
-            self._ring = [torch.empty(max(groups[1:]), dtype=torch.uint8, device=device) for _ in range(STREAM_DEPTH)]
-        start = self._streams.mark()
-        self._free = [start] * STREAM_DEPTH
-        with self._streams.visiting(after=start):
-            self._copy(0, self._outside)
+            self._outside = torch.empty(source.nbytes, dtype=torch.uint8, device=self._streams.device)
+        with self._streams.visiting(after=self._streams.mark()):
+            self._outside.copy_(source, non_blocking=True)
+            self._moved(source.nbytes, 0)
             arrived = self._streams.mark()
-        for group in range(1, min(STREAM_DEPTH, len(groups))):
-            self._fetch(group)
+        self._ring.open(first=1)
         self._streams.wait(arrived)
         self._bind(0, self._outside)
 
@@ -180,49 +169,31 @@ class LayerStream:
     def end(self) -> None:
         if self._outside is None:
             return
-        for group in range(len(self._members)):
+        for group in range(len(self._layout.members)):
             self._unbind(group)
         with self._streams.visiting(after=self._streams.mark()):
-            for memory in (*self._ring, *([] if self._outside is None else [self._outside])):
-                self._streams.keep_until_now(memory)
-        self._ring, self._outside = [], None
-        self._arrived.clear()
+            self._streams.keep_until_now(self._outside)
+        self._outside = None
+        self._ring.close()
 
     def _before(self, group: int) -> Callable[[nn.Module, Any], None]:
         def hook(layer: nn.Module, inputs: Any) -> None:
-            if group not in self._arrived:
-                self._fetch(group)
-            self._streams.wait(self._arrived.pop(group))
-            self._bind(group, self._ring[group % STREAM_DEPTH])
-            if group + STREAM_DEPTH - 1 < len(self._members):
-                self._fetch(group + STREAM_DEPTH - 1)
+            self._bind(group, self._ring.take(group))
 
         return hook
 
     def _after(self, group: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
-            self._free[group % STREAM_DEPTH] = self._streams.mark()
+            self._ring.leave(group)
             self._unbind(group)
 
         return hook
 
-    def _fetch(self, group: int) -> None:
-        buffer = group % STREAM_DEPTH
-        self._arrived = {g: event for g, event in self._arrived.items() if g % STREAM_DEPTH != buffer}
-        with self._streams.visiting(after=self._free[buffer]):
-            self._copy(group, self._ring[buffer])
-            self._arrived[group] = self._streams.mark()
-
-    def _copy(self, group: int, target: Tensor) -> None:
-        source = self._host.memory[group]
-        target[: source.numel()].copy_(source, non_blocking=True)
-        self._moved(source.nbytes, 0)
-
     def _bind(self, group: int, memory: Tensor) -> None:
         with plain_tensors():
-            for index in self._members[group]:
-                self._objects[index].data = self._layout.slots[index].view(memory)
+            views = self._layout.group_views(group, memory)
+        bind([self._objects[index] for index in self._layout.members[group]], views)
 
     def _unbind(self, group: int) -> None:
-        for index in self._members[group]:
+        for index in self._layout.members[group]:
             self._objects[index].data = self._host.views[index]

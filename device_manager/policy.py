@@ -24,6 +24,9 @@ MARGIN_FLOOR_BYTES = 512 * 1024**2
 # A streamed text encoder holds its embeddings (2.0 GB) and a window of 3 of its 48 layers (1.35 GB): 1/7 of 23.5 GB.
 TEXT_WINDOW = 7
 
+# Merging brings the LoRA's matrices over through a ring of 3 of 48 layers.
+LORA_WINDOW = 16
+
 # Modes in which VAEs, vocoder and upsampler come over for each use only (3 GB, 55 ms in all at 55 GB/s)
 SMALL_MODES = (Mode.SNAPSHOT_LOW, Mode.ORIGINAL)
 
@@ -95,8 +98,10 @@ def planned_peak(mode: Mode, text_encoder: TextPlacement, facts: Facts) -> int:
     window = 0 if text_encoder == "stay" else -(-facts.text_encoder_bytes // TEXT_WINDOW)
     encoding = max(facts.text_work_bytes, window)
     dit, lora, activation = facts.dit_bytes, facts.lora_bytes, facts.activation_bytes
+    if mode is not Mode.ORIGINAL:
+        lora = -(-lora // LORA_WINDOW)
     if mode in SMALL_MODES:
-        # The LoRA is brought over for stage 2, while stage 1 still computes, and goes before decoding
+        # The LoRA's bytes are needed by stages, the other components before or after them
         return stays + dit + max(encoding, activation + max(lora, facts.other_bytes))
     while_encoding = (2 * dit if mode is Mode.RESIDENT else dit) + encoding
     return stays + facts.other_bytes + max(2 * dit + lora + activation, while_encoding)
@@ -122,9 +127,8 @@ def choose(facts: Facts, requested: Mode | None = None) -> Decision:
     3. snapshot-low, where everything it keeps on the host can be pinned: a merge of 44 ms per run, against 59 ms per
        call of a dynamic LoRA (98 with peft's arithmetic; three calls in stage 2), and the same bits as resident. The
        restore, 0.69 s, hides behind decoding.
-    4. original: the same peak, and no host copy of the DiT.
+    4. original: no host copy of the DiT, and all of the LoRA's matrices on the GPU.
     5. snapshot-low with a pageable host copy: its restore takes 4.3 s at 8.8 GB/s, more than a dynamic LoRA costs.
-       Original fits wherever this does, so only a request leads here.
 
     Raises:
         DoesNotFit: nothing was requested and no mode fits.

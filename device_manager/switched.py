@@ -1,4 +1,4 @@
-"""A large module that runs with its base weights in one phase and with merged adapters in another.
+"""A large module that runs with its base weights, or with adapters on top of them.
 
 Four ways to have both, see :class:`Mode`. The base weights are never written where no host copy can bring them back,
 and a host copy is made while the weights are read, never from the device.
@@ -7,7 +7,7 @@ and a host copy is made while the weights are read, never from the device.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .adapters import Adapters, LayerwiseMerge, Merge, Strengths
 from .host_memory import PinnedBudget
 from .layout import Layout, members, unique_tensors
 from .modes import Mode, needs_snapshot
@@ -22,8 +23,6 @@ from .streams import Event, Streams
 from .weights import WeightSet, assign, bind, plain_tensors, share
 
 logger = logging.getLogger("ltx2.device")
-
-Strengths = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,11 @@ class SwitchedSpec:
     Attributes:
         skeleton: the module on the meta device, in its final dtypes.
         fill: writes every tensor, by name, into memory that is given, on the host or on the device.
-        layers: path of the module list that is copied and waited for layer by layer.
+        layers: path of the module list that is copied, merged and waited for layer by layer.
         adapt: wraps layers of a module that shares the weights; the adapters' matrices are read into host memory.
         set_adapters: gives adapters of a wrapped module their strengths.
-        merge: adds adapters, by strength, into weights by name; the wrapped module holds their matrices.
-        merged_phases: phases whose adapters are merged, not applied on the fly.
+        merge: adds adapters, by strength, into those weights that it is given by name; the wrapped module holds their
+            matrices.
     """
 
     skeleton: Callable[[], nn.Module]
@@ -45,8 +44,7 @@ class SwitchedSpec:
     layers: str
     adapt: Callable[[nn.Module], None]
     set_adapters: Callable[[nn.Module, Strengths], None]
-    merge: Callable[[nn.Module, Mapping[str, Tensor], Strengths], None]
-    merged_phases: Collection[Hashable] = ()
+    merge: Merge
 
 
 class Switched:
@@ -70,35 +68,33 @@ class Switched:
     def _forget(self) -> None:
         self._plain: nn.Module | None = None
         self._tensors: list[Tensor] = []  # of the plain module, in the layout's order
-        self._dynamic: nn.Module | None = None  # the plain module's tensors behind adapters
-        self._merged_module: nn.Module | None = None
-        self._merged_tensors: list[Tensor] = []
         self._layout: Layout | None = None
         self._host: WeightSet | None = None
         self._base: WeightSet | None = None
-        self._second: WeightSet | None = None  # merged weights beside the base
-        self._second_key: Hashable = None
-        self._second_ready: Event = None
-        self._dirty: Hashable = None  # what was merged into the base, or that a merge was begun
+        self._dirty = False  # a merge into the base was begun
         self._arrived: list[Event] = []  # of every group that is on its way to the base
-        self._adapter_tensors: list[Tensor] = []
-        self._adapter_host: WeightSet | None = None
-        self._adapter_device: WeightSet | None = None
-        self._adapters_ready: Event = None
+        self._adapters: Adapters | None = None
         self._applied: Hashable = None  # strengths that the wrapped module's adapters have
-        self._applying = False  # the wrapped module is in use
-        self._keep_adapters = False  # the next phase wants them where they are
+        self._keep_adapters = False  # the next use wants them where they are
+        self._second: WeightSet | None = None  # merged weights beside the base
+        self._second_module: nn.Module | None = None
+        self._second_key: Hashable = None  # what they hold, or are being made to hold
+        self._second_ready: list[Event] = []  # of every group of them
+        self._second_in_use = False
+        self._merge: LayerwiseMerge | None = None  # one that is under way, into the second set or the base
+        self._prepared: LayerwiseMerge | None = None  # one into the base, for the next use
 
     # What is where
 
     @property
     def device_bytes(self) -> dict[str, int]:
-        sets = {"base": self._base, "merged": self._second, "adapters": self._adapter_device}
-        return {name: weights.nbytes for name, weights in sets.items() if weights is not None}
+        adapters = self._adapters.device if self._adapters is not None else None
+        sets = {"base": self._base, "merged": self._second, "adapters": adapters}
+        return {name: weights.nbytes for name, weights in sets.items() if weights is not None and weights.nbytes}
 
     @property
     def host_bytes(self) -> dict[str, int]:
-        sets = {"base": self._host, "adapters": self._adapter_host}
+        sets = {"base": self._host, "adapters": self._adapters.host if self._adapters is not None else None}
         return {name: weights.nbytes for name, weights in sets.items() if weights is not None}
 
     # Loading
@@ -122,7 +118,7 @@ class Switched:
                 self._base = first
                 self._moved(first.nbytes if self._streams.cuda else 0, 0)
             self._arrived = [None] * len(layout.group_bytes)
-            self._hook(plain)
+            self._hook(plain, self._before_base_layer)
             self._layout, self._plain = layout, plain
         return self._plain
 
@@ -134,41 +130,41 @@ class Switched:
     def _home(self) -> torch.device:
         return torch.device("cpu") if self._keeps_host_copy else self._streams.device
 
-    def _load_adapters(self) -> None:
-        """Wraps the module once; adapter matrices live on the host between the phases that need them."""
-        if self._dynamic is not None:
-            return
-        plain = self.load()
-        with plain_tensors():
-            dynamic = self.spec.skeleton()
-            share(plain, dynamic)
-            base = {id(tensor) for tensor in self._tensors}
-            self.spec.adapt(dynamic.eval())
-            named = [(n, t) for n, t in unique_tensors(dynamic) if id(t) not in base]
-            self._adapter_tensors = [tensor for _, tensor in named]
-            layout = Layout.of(dynamic, None, without=base)
-            weights = WeightSet(layout, torch.device("cpu") if self._streams.cuda else self._streams.device)
-            for view, tensor in zip(weights.views, self._adapter_tensors, strict=True):
-                view.copy_(tensor)
-            bind(self._adapter_tensors, weights.views)
-            for memory in weights.memory:
-                self._budget.pin(memory, weights)
-            self._adapter_host, self._dynamic = weights, dynamic
-            self._hook(dynamic)
+    def _load_adapters(self) -> Adapters:
+        """Wraps a module that shares the weights, once; in merging modes it never runs, it holds the matrices."""
+        if self._adapters is None:
+            plain = self.load()
+            with plain_tensors():
+                wrapped = self.spec.skeleton()
+                share(plain, wrapped)
+                self.spec.adapt(wrapped.eval())
+                base = {id(tensor) for tensor in self._tensors}
+                self._hook(wrapped, self._wait_group)
+                self._adapters = Adapters(wrapped, base, self.spec.layers, self._streams, self._budget, self._moved)
+        return self._adapters
 
-    def _hook(self, module: nn.Module) -> None:
-        """Lets every layer wait for its own weights only, so that work begins while later ones are on their way."""
+    def _hook(self, module: nn.Module, before: Callable[[int], None]) -> None:
+        """Calls ``before(group)`` before every layer, so that it waits for its own weights only."""
+
+        def hook(group: int) -> Callable[[nn.Module, Any], None]:
+            return lambda layer, inputs: before(group)
+
         for index, layer in enumerate(members(module, self.spec.layers)):
-            layer.register_forward_pre_hook(self._wait_hook(index + 1))
+            layer.register_forward_pre_hook(hook(index + 1))
 
-    def _wait_hook(self, group: int) -> Callable[[nn.Module, Any], None]:
-        def hook(layer: nn.Module, inputs: Any) -> None:
-            self._wait_group(group)
-
-        return hook
+    def _before_base_layer(self, group: int) -> None:
+        self._wait_group(group)
+        merge = self._merge
+        if merge is None:
+            return
+        with plain_tensors():
+            if self._dirty:
+                self._merge_into_base(merge, group)
+            else:
+                self._prefetch_group(merge, group)
 
     def _wait_group(self, group: int) -> None:
-        if self._arrived and self._arrived[group] is not None:
+        if self._arrived[group] is not None:
             self._streams.wait(self._arrived[group])
             self._arrived[group] = None
 
@@ -182,7 +178,7 @@ class Switched:
     def _ensure_base(self) -> WeightSet:
         """The clean base weights, on the device or on their way: each group has an event to wait for."""
         self.load()
-        if self._host is not None and (self._base is None or self._dirty is not None):
+        if self._host is not None and (self._base is None or self._dirty):
             self._restore()
         assert self._base is not None
         return self._base
@@ -199,154 +195,193 @@ class Switched:
                 copied = self._base.copy_group(self._host, group)
                 self._moved(copied if self._streams.cuda else 0, 0)
                 self._arrived[group] = self._streams.mark()
-        self._dirty = None
+        self._dirty = False
 
-    def _ensure_adapters(self) -> nn.Module:
-        """The wrapped module, its adapter matrices on the device or on their way."""
-        self._load_adapters()
-        assert self._dynamic is not None and self._adapter_host is not None
-        if self._adapter_device is None:
-            if not self._streams.cuda:
-                self._adapter_device = self._adapter_host
-                return self._dynamic
-            self._adapter_device = WeightSet(self._adapter_host.layout, self._streams.device)
-            with self._streams.copying(after=self._streams.mark()):
-                self._moved(self._adapter_device.copy_from(self._adapter_host), 0)
-                self._adapters_ready = self._streams.mark()
-            bind(self._adapter_tensors, self._adapter_device.views)
-        return self._dynamic
+    # Merging into the base, for its next use alone
 
-    def _drop_adapters(self) -> None:
-        """Gives the adapters' device memory back, unless they are being applied."""
-        if self._applying or self._adapter_device is None or not self._streams.cuda:
-            return
-        assert self._adapter_host is not None
-        bind(self._adapter_tensors, self._adapter_host.views)
-        for memory in self._adapter_device.memory:
-            self._streams.keep_until_now(memory)
-        self._adapter_device, self._adapters_ready = None, None
+    def _begin_merge(self, strengths: Strengths) -> LayerwiseMerge:
+        return LayerwiseMerge(self._load_adapters(), self.spec.merge, strengths, self._streams, self._moved)
 
-    # Merged weights
+    def _merge_in_place(self, strengths: Strengths) -> nn.Module:
+        self._ensure_base()
+        merge, self._prepared = self._prepared, None
+        if merge is not None and _key(merge.strengths) != _key(strengths):
+            merge.end()
+            merge = None
+        self._merge = merge or self._begin_merge(strengths)
+        self._dirty = True
+        self._merge_into_base(self._merge, 0)
+        assert self._plain is not None
+        return self._plain
 
-    def _make_second(self, strengths: Strengths) -> None:
-        """Copies the base and merges into the copy, on the current stream."""
+    def _merge_into_base(self, merge: LayerwiseMerge, group: int) -> None:
+        assert self._base is not None
+        merge.run_to(group, self._base, before=self._wait_group, after=lambda group: None)
+
+    # Merged weights beside the base
+
+    def _begin_second(self, strengths: Strengths) -> None:
+        """Starts to make the second set; what it held is lost."""
+        self._abandon_second()
         base = self._ensure_base()
-        self._wait_all()
-        dynamic = self._ensure_adapters()
-        self._streams.wait(self._adapters_ready)
-        self._second_key = None
+        self._merge = self._begin_merge(strengths)
         if self._second is None:
-            self._second = WeightSet(base.layout, self._streams.device)
-        for group in range(len(base.memory)):
-            self._second.copy_group(base, group)
-        self.spec.merge(dynamic, self._second.named(), strengths)
-        self._second_key = _key(strengths)
-        if self._adapter_device is not None:
-            for memory in self._adapter_device.memory:
-                self._streams.keep_until_now(memory)
-        self._drop_adapters()
-        if self._merged_module is None:
+            with self._streams.working():
+                self._second = WeightSet(base.layout, self._streams.device, claimed=False)
             module = self.spec.skeleton()
             assign(module, self._second.views)
-            self._merged_tensors = [tensor for _, tensor in unique_tensors(module.eval())]
-            self._merged_module = module
-        else:
-            bind(self._merged_tensors, self._second.views)
+            self._hook(module.eval(), self._wait_second)
+            self._second_module = module
+        self._second_ready = [None] * len(base.memory)
+        self._second_key = _key(strengths)
 
-    def _merge_in_place(self, strengths: Strengths) -> None:
-        base = self._ensure_base()
-        self._wait_all()
-        dynamic = self._ensure_adapters()
-        self._streams.wait(self._adapters_ready)
-        self._dirty = "a merge that did not end"
-        self.spec.merge(dynamic, base.named(), strengths)
-        self._dirty = _key(strengths)
-        self._drop_adapters()
+    def _make_second(self, merge: LayerwiseMerge, group: int) -> None:
+        """Copies and merges every group up to this one, beside the current stream."""
+        base, second = self._base, self._second
+        assert base is not None and second is not None
+
+        def copy(group: int) -> None:
+            second.claim(group)
+            second.copy_group(base, group)
+
+        def mark(group: int) -> None:
+            self._second_ready[group] = self._streams.mark()
+
+        with self._streams.working(after=self._streams.mark()):
+            self._wait_all()
+            merge.run_to(group, second, before=copy, after=mark)
+        if merge.finished:
+            self._merge = None
+
+    def _prefetch_group(self, merge: LayerwiseMerge, group: int) -> None:
+        """While a layer is computed on the base, its part of the second set is made: the host's work is spread."""
+        last = len(self._second_ready) - 1
+        try:
+            self._make_second(merge, group)
+        except torch.OutOfMemoryError:
+            logger.debug("no room yet to prepare the merged weights, at group %d of %d", group, last)
+            self._abandon_second()
+            self._drop_second()
+
+    def _wait_second(self, group: int) -> None:
+        if self._second_ready and self._second_ready[group] is not None:
+            self._streams.wait(self._second_ready[group])
+            self._second_ready[group] = None
+
+    def _abandon_second(self) -> None:
+        """Ends a merge into the second set that is under way; what the set holds is of no use then."""
+        if self._merge is not None and not self._dirty:
+            self._merge.end()
+            self._merge, self._second_key = None, None
 
     def _drop_second(self) -> None:
-        """Gives the merged weights' memory back; their module stays, showing the base, since making one takes long."""
-        if self._second is not None:
+        """Gives the merged weights' memory back; their module and its tensors stay, since making them takes long."""
+        if self._second is not None and self._second.nbytes:
             for memory in self._second.memory:
                 self._streams.keep_until_now(memory)
-            shown = self._base or self._host
-            if self._merged_module is not None and shown is not None:
-                bind(self._merged_tensors, shown.views)
-        self._second, self._second_key, self._second_ready = None, None, None
+            self._second.give_up()
+        self._second_key = None
 
     # Use
 
-    def prefetch(self, phase: Hashable, strengths: Strengths) -> None:
-        """Begins what :meth:`use` will need, beside the current stream; returns at once."""
+    def prefetch(self, strengths: Strengths) -> None:
+        """Begins what :meth:`use` will need, beside the current stream; returns at once.
+
+        A second set is made layer by layer while the module computes; what is missing of it then, :meth:`use` makes.
+        """
         active = _active(strengths)
         if self._plain is None or not active:
             return
-        merges = phase in self.spec.merged_phases and self.mode in (Mode.RESIDENT, Mode.SNAPSHOT)
         with plain_tensors():
-            if not merges:
-                if self._dirty is None:
-                    self._ensure_adapters()
-                    self._keep_adapters = True
-            elif self._second_key != _key(active):
-                with self._streams.working(after=self._streams.mark()):
-                    self._streams.wait(self._second_ready)
-                    self._make_second(active)
-                    self._second_ready = self._streams.mark()
+            if self.mode is Mode.ORIGINAL:
+                self._load_adapters().fetch()
+                self._keep_adapters = True
+            elif self.mode is Mode.SNAPSHOT_LOW:
+                if self._prepared is None and self._merge is None:
+                    self._prepared = self._begin_merge(active)
+            elif not self._second_in_use and self._second_key != _key(active):
+                self._begin_second(active)
 
     @contextmanager
-    def use(self, phase: Hashable, strengths: Strengths) -> Iterator[nn.Module]:
+    def use(self, strengths: Strengths) -> Iterator[nn.Module]:
         """The module whose forward has these adapter strengths."""
         active = _active(strengths)
-        merged = bool(active) and phase in self.spec.merged_phases and self.mode is not Mode.ORIGINAL
         self._keep_adapters = False
-        with plain_tensors():
-            module = self._merged(active) if merged else self._unmerged(strengths)
         try:
+            with plain_tensors():
+                module = self._ready(active, strengths)
             yield module
+        except BaseException:
+            with plain_tensors():
+                self._abandon()
+            raise
         finally:
             with plain_tensors():
-                self._finish(merged)
+                self._finish(bool(active))
 
-    def _unmerged(self, strengths: Strengths) -> nn.Module:
+    def _ready(self, active: Strengths, strengths: Strengths) -> nn.Module:
+        if active and self.mode is Mode.ORIGINAL:
+            return self._with_adapters(strengths)
+        if active and self.mode is Mode.SNAPSHOT_LOW:
+            return self._merge_in_place(active)
+        if active:
+            return self._merged(active)
         self._ensure_base()
         self._wait_group(0)
-        if not _active(strengths):
-            assert self._plain is not None
-            return self._plain
-        dynamic = self._ensure_adapters()
-        self._streams.wait(self._adapters_ready)
+        assert self._plain is not None
+        return self._plain
+
+    def _with_adapters(self, strengths: Strengths) -> nn.Module:
+        self._ensure_base()
+        self._wait_group(0)
+        adapters = self._load_adapters()
+        adapters.fetch()
+        adapters.wait()
         if self._applied != _key(strengths):
-            self.spec.set_adapters(dynamic, strengths)
+            self.spec.set_adapters(adapters.module, strengths)
             self._applied = _key(strengths)
-        self._applying = True
-        return dynamic
+        return adapters.module
 
     def _merged(self, active: Strengths) -> nn.Module:
-        if self.mode is Mode.SNAPSHOT_LOW:
-            if self._dirty != _key(active):
-                self._merge_in_place(active)
-            assert self._plain is not None
-            return self._plain
-        self._streams.wait(self._second_ready)
-        self._second_ready = None
         if self._second_key != _key(active):
-            self._make_second(active)
-        assert self._merged_module is not None
-        return self._merged_module
+            self._begin_second(active)
+        if self._merge is not None:
+            self._make_second(self._merge, len(self._second_ready) - 1)
+        self._second_in_use = True
+        self._wait_second(0)
+        assert self._second_module is not None
+        return self._second_module
 
-    def _finish(self, merged: bool) -> None:
-        applied, self._applying = self._applying, False
-        if merged and self.mode is Mode.SNAPSHOT:
+    def _abandon(self) -> None:
+        """After a failure: nothing that was begun for later goes on."""
+        self._keep_adapters = False
+        if self._adapters is not None:
+            self._adapters.drop()
+        if self._prepared is not None:
+            self._prepared.end()
+            self._prepared = None
+        self._abandon_second()
+        if self.mode is Mode.SNAPSHOT:
             self._drop_second()
-        if self._dirty is not None:
+
+    def _finish(self, active: bool) -> None:
+        if self._dirty:
+            if self._merge is not None:
+                self._merge.end()
+                self._merge = None
             self._restore()
-        if (applied or merged) and not self._keep_adapters:
-            self._drop_adapters()
+        if self._second_in_use:
+            self._second_in_use = False
+            if self.mode is Mode.SNAPSHOT:
+                self._drop_second()
+        if active and self._adapters is not None and not self._keep_adapters:
+            self._adapters.drop()
 
     def release(self) -> int:
         """Gives all device memory back; returns the bytes. Without a host copy the next use reads the files again."""
         freed = sum(self.device_bytes.values())
         with plain_tensors():
-            self._streams.wait(self._second_ready)
+            self._abandon()
             self._drop_second()
             if self._host is None:
                 self._forget()
@@ -354,12 +389,11 @@ class Switched:
                 self._wait_all()
                 self._arrived = [None] * len(self._arrived)
                 bind(self._tensors, self._host.views)
-                bind(self._merged_tensors, self._host.views[: len(self._merged_tensors)])
                 if self._base is not None:
-                    for memory in self._base.memory:
-                        self._streams.keep_until_now(memory)
-                self._base, self._dirty = None, None
-                self._drop_adapters()
+                    with self._streams.working(after=self._streams.mark()):  # it may be copying from them
+                        for memory in self._base.memory:
+                            self._streams.keep_until_now(memory)
+                self._base, self._dirty = None, False
         return freed
 
     def drop(self) -> None:

@@ -21,24 +21,50 @@ def plain_tensors() -> Iterator[None]:
 class WeightSet:
     """One copy of a module's tensors.
 
+    Its memory can be given up and claimed again, group by group; the tensors stay the same objects, and must not be
+    touched in between.
+
+    Args:
+        claimed: False makes a set that has no memory yet.
+
     Attributes:
         memory: flat uint8 memory of every group.
         views: the tensors, in the order of the layout's slots.
     """
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
+    def __init__(self, layout: Layout, device: torch.device, claimed: bool = True) -> None:
         self.layout = layout
+        self.memory: list[Tensor] = []
+        views: dict[int, Tensor] = {}
         with plain_tensors():
-            self.memory = [torch.empty(nbytes, dtype=torch.uint8, device=device) for nbytes in layout.group_bytes]
-            self.views = layout.views(self.memory)
+            for group, nbytes in enumerate(layout.group_bytes):
+                self.memory.append(torch.empty(nbytes, dtype=torch.uint8, device=device))
+                views.update(zip(layout.members[group], layout.group_views(group, self.memory[group]), strict=True))
+                if not claimed:
+                    self.memory[group].untyped_storage().resize_(0)
+        self.views = [views[index] for index in range(len(layout.slots))]
 
     @property
     def nbytes(self) -> int:
-        return self.layout.nbytes
+        """What it takes now."""
+        return sum(memory.untyped_storage().nbytes() for memory in self.memory)
 
-    def named(self) -> Mapping[str, Tensor]:
-        """The tensors by name."""
-        return {slot.name: view for slot, view in zip(self.layout.slots, self.views, strict=True)}
+    def claim(self, group: int) -> None:
+        """Takes memory for a group that has none, from the current stream's pool; its content is undefined."""
+        storage, nbytes = self.memory[group].untyped_storage(), self.layout.group_bytes[group]
+        if storage.nbytes() < nbytes:
+            storage.resize_(nbytes)
+
+    def give_up(self) -> None:
+        """Gives all memory back; on streams of the device, after ``record_stream`` of every one that uses it."""
+        for memory in self.memory:
+            memory.untyped_storage().resize_(0)
+
+    def named(self, group: int | None = None) -> Mapping[str, Tensor]:
+        """The tensors by name, of one group or all."""
+        slots, members = self.layout.slots, self.layout.members
+        indices = range(len(slots)) if group is None else members[group]
+        return {slots[index].name: self.views[index] for index in indices}
 
     def copy_group(self, source: WeightSet, group: int) -> int:
         """Copies one group; returns its bytes. On the current stream, without waiting."""

@@ -106,12 +106,12 @@ def set_adapters(model: nn.Module, strengths: Mapping[str, float]) -> None:
 
 
 # Looking through the 20,000 modules of a full-size transformer takes longer than merging into it
-_FOUND: WeakKeyDictionary[nn.Module, list[tuple[str, Any]]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
 
 
-def _adapted_for_merge(model: nn.Module) -> list[tuple[str, Any]]:
+def _adapted_by_weight(model: nn.Module) -> Mapping[str, Any]:
     if model not in _FOUND:
-        _FOUND[model] = list(_adapted_by_path(model))
+        _FOUND[model] = {f"{path}.weight": layer for path, layer in _adapted_by_path(model)}
     return _FOUND[model]
 
 
@@ -130,12 +130,13 @@ def merge(model: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[st
 
     Args:
         model: the one that :func:`inject` wrapped; its matrices are on the weights' device.
-        weights: by name in the unwrapped model, written in place.
+        weights: by name in the unwrapped model, all of them or some, written in place.
         strengths: by adapter; one after the other where several change a layer.
     """
-    for path, layer in _adapted_for_merge(model):
-        weight = weights[f"{path}.weight"]
-        for name, strength in strengths.items():
+    adapted = _adapted_by_weight(model)
+    for path, weight in weights.items():
+        layer = adapted.get(path)
+        for name, strength in strengths.items() if layer is not None else ():
             if name in layer.scaling and strength:
                 scale = strength * layer.lora_alpha[name] / layer.r[name]
                 weight.addmm_(layer.lora_B[name].weight, layer.lora_A[name].weight, alpha=scale)

@@ -86,9 +86,10 @@ class World:
 
         def merge(adapted: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[str, float]) -> None:
             for index, layer in enumerate(adapted.layers):
-                weights[f"layers.{index}.weight"].add_(layer.matrix, alpha=strengths["lora"])
+                if (weight := weights.get(f"layers.{index}.weight")) is not None:
+                    weight.add_(layer.matrix, alpha=strengths["lora"])
 
-        return SwitchedSpec(skeleton, fill, "layers", adapt, set_adapters, merge, ("two",))
+        return SwitchedSpec(skeleton, fill, "layers", adapt, set_adapters, merge)
 
 
 def factor(manager: DeviceManager, component: str, phase: str = "one", lora: float = 0.0) -> float:

@@ -84,7 +84,7 @@ class Agreement:
         def adapt(module: nn.Module) -> None:
             module.layers[0] = Adapted(module.layers[0])
 
-        spec = SwitchedSpec(skeleton, fill, "layers", adapt, set_adapters, merge, ("two",))
+        spec = SwitchedSpec(skeleton, fill, "layers", adapt, set_adapters, merge)
         manager = DeviceManager(
             CPU, mode, "for a test", ("dit", spec), {"vae": ComponentSpec(build)}, planned_bytes=PLANNED
         )
