@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .ltx2_core.loading.synthetic import Variant
     from .ltx2_core.protocols import Models
-    from .ltx2_core.recipes import Recipe
+    from .ltx2_core.recipe_choice import RecipeChoice
     from .ltx2_core.request import GenerationRequest
 
 # What a command needs is imported inside it: help and usage errors do not wait for transformers and the video library.
@@ -97,13 +97,14 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest:
-    from .ltx2_core.recipes import REVISIONS, AudioSource, official_recipe
+    from .ltx2_core.media.audio import read_audio
     from .ltx2_core.request import GenerationRequest
+    from .ltx2_core.stages.validate import LONGEST_SECONDS
 
-    recipe = official_recipe(arguments.recipe, models.generation, models.num_layers)
+    choice = _choice(arguments)
     return GenerationRequest(
         prompt=arguments.prompt,
-        recipe=_overridden(recipe, arguments),
+        recipe=choice.recipe(models.generation, models.num_layers),
         negative_prompt=arguments.negative_prompt,
         width=arguments.width,
         height=arguments.height,
@@ -111,36 +112,31 @@ def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest
         fps=arguments.fps,
         seed=arguments.seed,
         images=tuple(arguments.image),
+        audio=None if arguments.audio is None else read_audio(arguments.audio, LONGEST_SECONDS),
         image_crf=arguments.image_crf,
+        audio_source=choice.audio_source,
+        revision=choice.revision,
+    )
+
+
+def _choice(arguments: argparse.Namespace) -> RecipeChoice:
+    from .ltx2_core.recipe_choice import RecipeChoice
+    from .ltx2_core.recipes import REVISIONS, AudioSource
+
+    return RecipeChoice(
+        preset=arguments.recipe,
+        steps=arguments.steps,
+        sampler=arguments.sampler,
+        sigmas=arguments.sigmas,
+        refine_sigmas=arguments.refine_sigmas,
+        schedule_tokens=arguments.schedule_tokens,
+        separate_passes=arguments.guidance_passes and arguments.guidance_passes == "separate",
+        video=arguments.video_guidance,
+        audio=arguments.audio_guidance,
+        distilled_strength=arguments.distilled_strength or (None, None),
         audio_source=arguments.audio_source and AudioSource(arguments.audio_source),
         revision=REVISIONS[arguments.revision],
     )
-
-
-def _overridden(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
-    """The official recipe with the user's own numbers; a number that the recipe would ignore is refused."""
-    from .ltx2_core.types import Guidance
-    from .terminal.values import overridden
-
-    changes: dict[str, Any] = {}
-    if arguments.steps is not None:
-        if recipe.sigmas is not None:
-            problem = f"the {recipe.name} recipe has {recipe.steps} fixed steps"
-            raise SettingError("steps", arguments.steps, problem, "Leave it out, or choose another recipe.")
-        changes["steps"] = arguments.steps
-    if arguments.audio_source == "stage2" and recipe.stages == 1:
-        problem = f"the {recipe.name} recipe has no stage 2"
-        raise SettingError("audio-source", "stage2", problem, "Leave it out, or choose another recipe.")
-    if arguments.distilled_strength is not None:
-        if recipe.stages == 1 and arguments.distilled_strength[1]:
-            problem = f"the {recipe.name} recipe has no stage 2"
-            raise SettingError("distilled-strength", arguments.distilled_strength, problem, "Set the second one to 0.")
-        changes["distilled_strength"] = arguments.distilled_strength
-    changes["guidance"] = Guidance(
-        video=overridden(recipe.guidance.video, arguments.video_guidance),
-        audio=overridden(recipe.guidance.audio, arguments.audio_guidance),
-    )
-    return dataclasses.replace(recipe, **changes)
 
 
 def _device(name: str | None) -> torch.device:
@@ -156,7 +152,7 @@ def _device(name: str | None) -> torch.device:
 def _read_files(arguments: argparse.Namespace) -> list[tuple[str, Path]]:
     """Setting and file of everything that the run reads."""
     single = ("checkpoint", "gemma", "upsampler", "distilled_lora", "video_vae", "audio_vae", "text_projection")
-    named = [(name.replace("_", "-"), getattr(arguments, name)) for name in single]
+    named = [(name.replace("_", "-"), getattr(arguments, name)) for name in (*single, "audio")]
     named += [("lora", lora.path) for lora in arguments.lora] + [("image", image.image) for image in arguments.image]
     return [(setting, path) for setting, path in named if path is not None]
 
@@ -173,7 +169,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return value.name
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        named = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {name: item for name, item in named.items() if item is not None}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from .errors import SettingError
@@ -11,10 +11,11 @@ from .types import CrossTimestepRule, Guidance, StreamGuidance
 
 
 class AudioSource(str, Enum):
-    """Which stage's audio latent is decoded."""
+    """Where the clip's sound comes from."""
 
-    STAGE_1 = "stage1"
+    STAGE_1 = "stage1"  # that stage's latent, decoded
     STAGE_2 = "stage2"
+    INPUT = "input"  # the sound that the clip is made for, as it was given
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ REVISIONS: Mapping[str, Revision] = {
 STAGE_2_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 OFFICIAL_SCHEDULE_TOKENS = 4096
+SAMPLERS = ("euler", "gradient_estimation", "res_2s")
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ class Recipe:
     Attributes:
         stages: 1 denoises at full size; 2 denoises at half size, upsamples and refines.
         steps: intervals of the stage-1 schedule; ignored when ``sigmas`` is given.
-        sigmas: fixed stage-1 sigmas, ending in 0.
+        sigmas: fixed stage-1 sigmas, from 1 to 0.
+        refine_sigmas: stage-2 sigmas, ending in 0.
         schedule_tokens: token count that shifts the schedule; None takes the stage's own video tokens.
-        sampler: "euler" or "res_2s", for both stages.
+        sampler: one of :data:`SAMPLERS`, for both stages.
         distilled_strength: strength of the distilled LoRA in stage 1 and in stage 2.
         audio_source: None leaves it to the revision.
         separate_passes: guidance passes run one after the other, in less memory, not as one batch.
+        allows_stg: False: the recipe is made without STG.
     """
 
     name: str
@@ -91,19 +95,70 @@ class Recipe:
     distilled_strength: tuple[float, float] = (0.0, 1.0)
     audio_source: AudioSource | None = None
     separate_passes: bool = False
+    allows_stg: bool = True
+
+    def inside(self, num_layers: int) -> Recipe:
+        """The recipe for a model of fewer blocks than the released ones: its STG blocks at the same relative depth."""
+
+        def moved(stream: StreamGuidance) -> StreamGuidance:
+            blocks = tuple(b if b < num_layers else b * num_layers // _RELEASED_LAYERS for b in stream.blocks)
+            return replace(stream, blocks=blocks)
+
+        return replace(self, guidance=Guidance(moved(self.guidance.video), moved(self.guidance.audio)))
 
 
-def _guidance(block: int, rescale: tuple[float, float] = (0.7, 0.7), stg: float = 1.0) -> Guidance:
-    blocks = (block,) if stg else ()
+_RELEASED_LAYERS = 48
+
+
+def _guided(block: int) -> Guidance:
     return Guidance(
-        video=StreamGuidance(cfg=3.0, stg=stg, modality=3.0, rescale=rescale[0], blocks=blocks),
-        audio=StreamGuidance(cfg=7.0, stg=stg, modality=3.0, rescale=rescale[1], blocks=blocks),
+        video=StreamGuidance(cfg=3.0, stg=1.0, modality=3.0, rescale=0.7, blocks=(block,)),
+        audio=StreamGuidance(cfg=7.0, stg=1.0, modality=3.0, rescale=0.7, blocks=(block,)),
     )
 
 
-# (steps, STG block) of the guided recipes, by generation of the checkpoint
-_GUIDED: Mapping[str, tuple[int, int]] = {"2.0": (40, 29), "2.3": (30, 28)}
-RECIPE_NAMES = ("two-stage", "hq", "distilled", "one-stage")
+_TWO_STAGE = Recipe("two-stage", stages=2, steps=30, guidance=_guided(28))
+_HQ = Recipe(
+    "hq",
+    stages=2,
+    steps=15,
+    guidance=Guidance(
+        video=StreamGuidance(cfg=3.0, modality=3.0, rescale=0.45),
+        audio=StreamGuidance(cfg=7.0, modality=3.0, rescale=1.0),
+    ),
+    schedule_tokens=None,
+    sampler="res_2s",
+    distilled_strength=(0.25, 0.5),
+    separate_passes=True,
+    allows_stg=False,
+)
+_DISTILLED = Recipe(
+    "distilled",
+    stages=2,
+    steps=len(DISTILLED_SIGMAS) - 1,
+    guidance=Guidance(),
+    sigmas=DISTILLED_SIGMAS,
+    distilled_strength=(0.0, 0.0),
+    audio_source=AudioSource.STAGE_2,
+)
+_ONE_STAGE = replace(
+    _TWO_STAGE, name="one-stage", stages=1, distilled_strength=(0.0, 0.0), audio_source=AudioSource.STAGE_1
+)
+
+# The official recipes by generation of the checkpoint (fact sheet 6 and 8)
+RECIPES: Mapping[str, Mapping[str, Recipe]] = {
+    generation: {recipe.name: recipe for recipe in recipes}
+    for generation, recipes in {
+        "2.3": (_TWO_STAGE, _HQ, _DISTILLED, _ONE_STAGE),
+        "2.0": (
+            replace(_TWO_STAGE, steps=40, guidance=_guided(29)),
+            _HQ,
+            _DISTILLED,
+            replace(_ONE_STAGE, steps=40, guidance=_guided(29)),
+        ),
+    }.items()
+}
+RECIPE_NAMES = tuple(RECIPES["2.3"])
 # Width and height where nobody gives any. The official two-stage and distilled pipelines default to 1536x1024, four
 # times the work of this size; that of the others is official.
 DEFAULT_SIZES: Mapping[str, tuple[int, int]] = {
@@ -122,37 +177,12 @@ DEFAULT_SEED = 10
 def official_recipe(name: str, generation: str, num_layers: int | None = None) -> Recipe:
     """The official settings of a recipe for a checkpoint generation ("2.0" or "2.3").
 
-    ``num_layers`` moves the STG block into a model that has fewer blocks than the released ones, at the same
-    relative depth; released models are unaffected.
+    ``num_layers`` fits the STG blocks into a model that has fewer blocks than the released ones, see
+    :meth:`Recipe.inside`; released models are unaffected.
     """
     if name not in RECIPE_NAMES:
         raise SettingError("recipe", name, "is not a known recipe", f"Choose one of: {', '.join(RECIPE_NAMES)}.")
-    if generation not in _GUIDED:
+    if generation not in RECIPES:
         raise SettingError("generation", generation, "has no official recipe", "Choose 2.0 or 2.3.")
-    steps, block = _GUIDED[generation]
-    if num_layers is not None and block >= num_layers:
-        block = block * num_layers // 48
-    if name == "two-stage":
-        return Recipe(name, 2, steps, _guidance(block))
-    if name == "one-stage":
-        return Recipe(name, 1, steps, _guidance(block), distilled_strength=(0.0, 0.0), audio_source=AudioSource.STAGE_1)
-    if name == "distilled":
-        return Recipe(
-            name,
-            2,
-            len(DISTILLED_SIGMAS) - 1,
-            Guidance(),
-            sigmas=DISTILLED_SIGMAS,
-            distilled_strength=(0.0, 0.0),
-            audio_source=AudioSource.STAGE_2,
-        )
-    return Recipe(
-        name,
-        2,
-        15,
-        _guidance(block, rescale=(0.45, 1.0), stg=0.0),
-        schedule_tokens=None,
-        sampler="res_2s",
-        distilled_strength=(0.25, 0.5),
-        separate_passes=True,
-    )
+    recipe = RECIPES[generation][name]
+    return recipe if num_layers is None else recipe.inside(num_layers)

@@ -16,8 +16,9 @@ class GenerationRequest:
 
     Attributes:
         recipe: sampling settings, see :func:`ltx2_core.recipes.official_recipe`.
+        audio: sound that the picture is made for, from the clip's start, mono or stereo at any rate.
         image_crf: H.264 quality of the round trip that conditioning images make (0 skips it); None: the revision's.
-        audio_source: None: the recipe's, else the revision's.
+        audio_source: None: the given sound where there is one, else the recipe's, else the revision's.
     """
 
     prompt: str
@@ -29,6 +30,7 @@ class GenerationRequest:
     fps: float = DEFAULT_FPS
     seed: int = DEFAULT_SEED
     images: tuple[ImageCondition, ...] = ()
+    audio: AudioClip | None = None
     image_crf: int | None = None
     audio_source: AudioSource | None = None
     revision: Revision = field(default_factory=lambda: REVISIONS["newest"])
@@ -38,8 +40,14 @@ class GenerationRequest:
         return VideoSize(self.frames, self.height, self.width)
 
     @property
+    def seconds(self) -> float:
+        """Length of the clip, picture and sound."""
+        return self.frames / self.fps
+
+    @property
     def effective_audio_source(self) -> AudioSource:
-        return self.audio_source or self.recipe.audio_source or self.revision.audio_source
+        given = AudioSource.INPUT if self.audio is not None else None
+        return self.audio_source or given or self.recipe.audio_source or self.revision.audio_source
 
     @property
     def effective_crf(self) -> int:

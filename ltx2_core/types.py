@@ -204,7 +204,7 @@ class PromptContext:
 
 @dataclass(frozen=True)
 class AudioClip:
-    """Decoded sound: waveform (1, 2, N) float32 in [-1, 1], and its rate in Hz."""
+    """Sound: waveform (1, channels, N) float32 in [-1, 1], two channels where we made it, and its rate in Hz."""
 
     waveform: Tensor
     sampling_rate: int
@@ -216,7 +216,7 @@ class ImageCondition:
 
     Attributes:
         image: file, or uint8 pixels (H, W, 3).
-        frame: pixel frame index, 0 for the first.
+        frame: pixel frame index, 0 for the first; negative ones count from the end, -1 is the last.
         strength: 1 keeps the image, 0 ignores it.
     """
 
@@ -275,8 +275,8 @@ class StageRecord:
 class RunReport:
     """The JSON that ``--report`` writes; field names are the contract.
 
-    ``device_bytes`` and ``host_bytes`` say what is held at the end of the run, by component; "base" and "merged" are the
-    transformer's sets of weights, "adapters" the LoRA matrices. ``pinned_bytes`` is the host memory that is page-locked.
+    ``device_bytes`` and ``host_bytes`` say what is held at the end of the run, by component; "base" and "merged" are
+    the transformer's sets of weights, "adapters" the LoRA matrices. ``pinned_bytes`` is the page-locked host memory.
     """
 
     stages: list[StageRecord] = field(default_factory=list)

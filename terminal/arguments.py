@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.recipe_choice import GuidanceChoice
 from ..ltx2_core.recipes import (
     DEFAULT_FPS,
     DEFAULT_FRAMES,
@@ -18,6 +19,7 @@ from ..ltx2_core.recipes import (
     DEFAULT_SIZES,
     RECIPE_NAMES,
     REVISIONS,
+    SAMPLERS,
     AudioSource,
 )
 from ..ltx2_core.types import DTYPES
@@ -85,7 +87,13 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     clip.add_argument("--prompt", required=True, metavar="T")
     clip.add_argument("--negative-prompt", default="", metavar="T")
     clip.add_argument(
-        "--image", **_packed(values.image_condition), metavar=values.IMAGE_FORM, help="image that a frame must show"
+        "--image",
+        **_packed(values.image_condition),
+        metavar=values.IMAGE_FORM,
+        help="image that a frame must show: 0 is the first, last the last, -9 the ninth from the end",
+    )
+    clip.add_argument(
+        "--audio", type=Path, metavar="F", help="sound that the picture is made for; the clip has it as it is"
     )
     clip.add_argument("--image-crf", type=_whole, metavar="N", help="H.264 round trip of images; 0 skips it")
     for axis, letter in enumerate("WH"):
@@ -102,8 +110,8 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         setting = f"{stream}-guidance"
         sampling.add_argument(
             f"--{setting}",
-            type=_reads(functools.partial(values.guidance_overrides, setting=setting)),
-            default={},
+            type=_reads(functools.partial(values.guidance, setting=setting)),
+            default=GuidanceChoice(),
             metavar=values.GUIDANCE_FORM,
             help="parts of cfg=3,stg=1,rescale=0.7,modality=3,blocks=28/29,skip=0 in place of the recipe's",
         )
@@ -113,7 +121,30 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         metavar="S1,S2",
         help="the distilled LoRA's strength in stage 1 and 2, in place of the recipe's",
     )
-    sampling.add_argument("--audio-source", choices=[source.value for source in AudioSource], help="decoded stage")
+    sampling.add_argument("--sampler", choices=SAMPLERS, help="of both stages, in place of the recipe's")
+    for stage, setting in (("1", "sigmas"), ("2", "refine-sigmas")):
+        sampling.add_argument(
+            f"--{setting}",
+            type=_reads(functools.partial(values.sigmas, setting)),
+            metavar="S,S,...,0",
+            help=f"noise levels of stage {stage}, in place of the recipe's",
+        )
+    sampling.add_argument(
+        "--schedule-tokens",
+        type=_whole,
+        metavar="N",
+        help="tokens that shift the schedule of stage 1, in place of the recipe's; 0 takes the clip's own",
+    )
+    sampling.add_argument(
+        "--guidance-passes",
+        choices=("together", "separate"),
+        help="evaluated as one batch, or one after the other in less memory, in place of the recipe's choice",
+    )
+    sampling.add_argument(
+        "--audio-source",
+        choices=[source.value for source in AudioSource],
+        help="whose sound the clip has; default: the given one, else that of the recipe's stage",
+    )
     sampling.add_argument("--revision", choices=tuple(REVISIONS), default="newest", help=f"official rules; {_SHOW}")
 
     machine = parser.add_argument_group("machine")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from ..ltx2_core.errors import SettingError
-from ..ltx2_core.types import ImageCondition, StreamGuidance
+from ..ltx2_core.recipe_choice import GuidanceChoice
+from ..ltx2_core.types import ImageCondition
 
 LoRAStage = Literal["1", "2", "both"]
 _LORA_STAGES: Mapping[str, LoRAStage] = {"1": "1", "2": "2", "both": "both"}
 
 IMAGE_FORM = "FILE[@FRAME[:STRENGTH]]"
+LAST_FRAME = "last"
 LORA_FORM = "FILE:STRENGTH[:STAGE]"
 GUIDANCE_FORM = "KEY=VALUE[,KEY=VALUE]..."
 
@@ -55,6 +57,7 @@ def whole(setting: str, text: str, value: object = None) -> int:
 def image_condition(text: str, setting: str = "image") -> ImageCondition:
     """``FILE[@FRAME[:STRENGTH]]``; a name that exists as it stands is a file, whatever signs it holds.
 
+    FRAME is a number, from the end where it is negative, or ``last``.
     The parts are split off from the right, so that a drive letter's colon stays with its path.
 
     Raises:
@@ -65,10 +68,10 @@ def image_condition(text: str, setting: str = "image") -> ImageCondition:
         return ImageCondition(Path(text))
     frame, colon, strength = tail.partition(":")
     try:
-        index = int(frame)
+        index = -1 if frame == LAST_FRAME else int(frame)
         share = float(strength) if colon else 1.0
     except ValueError:
-        problem = f"there is no such file, and {tail!r} is not a frame number with an optional strength"
+        problem = f"there is no such file, and {tail!r} is not a frame with an optional strength"
         raise SettingError(setting, text, problem, f"Write {IMAGE_FORM}, such as first.png@0:0.9.") from None
     if not file:
         raise SettingError(setting, text, "names no file", f"Write {IMAGE_FORM}, such as first.png@0:0.9.")
@@ -106,11 +109,20 @@ def strength_pair(text: str, setting: str = "distilled-strength") -> tuple[float
     return number(setting, parts[0], text), number(setting, parts[1], text)
 
 
+def sigmas(setting: str, text: str) -> tuple[float, ...]:
+    """``1,0.9,0.5,0``: noise levels; the engine checks their order.
+
+    Raises:
+        SettingError: a part is not a number.
+    """
+    return tuple(number(setting, part, text) for part in text.split(","))
+
+
 def _blocks(setting: str, text: str, value: object) -> tuple[int, ...]:
     return tuple(sorted({whole(setting, part, value) for part in text.split("/")}))
 
 
-_GUIDANCE_KEYS: Mapping[str, Callable[[str, str, object], object]] = {
+_GUIDANCE_KEYS: Mapping[str, Callable[[str, str, object], Any]] = {
     "cfg": number,
     "stg": number,
     "rescale": number,
@@ -120,26 +132,21 @@ _GUIDANCE_KEYS: Mapping[str, Callable[[str, str, object], object]] = {
 }
 
 
-def guidance_overrides(text: str, setting: str) -> Mapping[str, object]:
+def guidance(text: str, setting: str) -> GuidanceChoice:
     """``cfg=3,stg=1,rescale=0.7,modality=3,blocks=28/29,skip=0``: any part of it, several blocks with a slash.
 
     Raises:
         SettingError: an unknown key, one given twice, or a value that is not a number.
     """
-    overrides: dict[str, object] = {}
+    choice: dict[str, Any] = {}
     for item in text.split(","):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or key not in _GUIDANCE_KEYS:
             _reject_key(setting, text, key, f"is not one of {', '.join(_GUIDANCE_KEYS)}")
-        if key in overrides:
+        if key in choice:
             _reject_key(setting, text, key, "is given twice")
-        overrides[key] = _GUIDANCE_KEYS[key](f"{setting} {key}", value, text)
-    return overrides
-
-
-def overridden(guidance: StreamGuidance, overrides: Mapping[str, object]) -> StreamGuidance:
-    """The recipe's guidance with the given values in place of its own."""
-    return replace(guidance, **overrides)  # type: ignore[arg-type]  # the keys and types are those of _GUIDANCE_KEYS
+        choice[key] = _GUIDANCE_KEYS[key](f"{setting} {key}", value, text)
+    return GuidanceChoice(**choice)
 
 
 def _reject_key(setting: str, text: str, key: str, problem: str) -> NoReturn:

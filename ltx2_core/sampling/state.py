@@ -57,6 +57,12 @@ class StreamState:
         """A stream to be denoised from ``tokens`` (zeros, or the latent of an earlier stage)."""
         return cls(tokens, tokens, torch.ones(1, dtype=torch.float32, device=tokens.device), positions)
 
+    @classmethod
+    def given(cls, tokens: Tensor, positions: Tensor) -> StreamState:
+        """A stream that stays as it is and serves the other one."""
+        mask = torch.zeros(1, dtype=torch.float32, device=tokens.device)
+        return cls(tokens, tokens, mask, positions, uniform=False, frozen=True)
+
     @cached_property
     def mask(self) -> Tensor:
         """(1, T, 1) float32, every token's mask value."""

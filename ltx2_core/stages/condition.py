@@ -1,4 +1,4 @@
-"""Conditioning images to latent tokens at a stage's size."""
+"""Conditioning images and sound to latent tokens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..media.audio import fitted, resampled
 from ..media.image import condition_pixels, load_image
+from ..models.audio_vae import waveform_to_mel
 from ..models.transformer.positions import keyframe_positions
 from ..protocols import Models, Residency
 from ..request import GenerationRequest
 from ..sampling.state import StreamState, video_tokens
-from ..types import Component, Phase, VideoLatentShape, VideoSize
-from .plan import StagePlan, appends
+from ..types import AudioClip, AudioLatentShape, Component, Phase, VideoLatentShape, VideoSize
+from .plan import StagePlan, appends, placed_images
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def encode_images(
         return []
     encoded = []
     with residency.use(Component.VIDEO_ENCODER, Phase.CONDITION) as encoder:
-        for image in request.images:
+        for image in placed_images(models, request):
             source = load_image(image.image, as_shown=request.revision.images_as_shown)
             pixels = condition_pixels(source, size.height, size.width, request.effective_crf)
             latent = encoder.encode(pixels.to(device=residency.device, dtype=models.dtype))
@@ -60,6 +62,19 @@ def apply_images(
             start = image.frame * frame_tokens
             state = state.with_replaced(image.tokens, image.strength, start, overwrite)
     return state
+
+
+def encode_sound(models: Models, residency: Residency, clip: AudioClip, shape: AudioLatentShape) -> Tensor:
+    """The sound as a normalised audio latent of ``shape``: cut at its end, or followed by silence (fact sheet 4.7)."""
+    geometry = models.audio_geometry
+    # One latent frame more would hear nothing of what lies behind this: the encoder is causal
+    samples = shape.frames * geometry.downsample * geometry.hop_length
+    waveform = fitted(resampled(clip, geometry.sampling_rate).waveform, samples)
+    with residency.use(Component.AUDIO_ENCODER, Phase.CONDITION) as encoder:
+        channels = encoder.config.in_channels
+        sound = waveform.to(device=residency.device, dtype=torch.float32).expand(-1, channels, -1)
+        latent: Tensor = encoder.encode(waveform_to_mel(sound, encoder.config))
+    return latent[:, :, : shape.frames].to(models.dtype)
 
 
 def round_positions(state: StreamState) -> StreamState:

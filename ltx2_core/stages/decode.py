@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from ..media.audio import for_clip
 from ..media.frames import to_uint8
 from ..media.sink import FrameSink
 from ..protocols import Models, Progress, Residency
+from ..recipes import AudioSource
 from ..request import GenerationRequest
 from ..types import AudioClip, Component, LatentPair, Phase
 
@@ -58,7 +60,12 @@ def decode_video(models: Models, residency: Residency, latent: Tensor, sink: Fra
 
 
 def decode_audio(models: Models, residency: Residency, request: GenerationRequest, latent: Tensor) -> AudioClip:
-    """Waveform of a normalised audio latent (1, C, T, mel bins); the vocoder runs in float32 by default."""
+    """The clip's sound: the given one where that is asked for, else that of a normalised latent (1, C, T, mel bins).
+
+    The vocoder runs in float32 by default.
+    """
+    if request.audio is not None and request.effective_audio_source is AudioSource.INPUT:
+        return for_clip(request.audio, request.seconds)
     with residency.use(Component.AUDIO_DECODER, Phase.DECODE) as decoder:
         mel = decoder.decode(latent.to(device=residency.device, dtype=models.dtype))
     with residency.use(Component.VOCODER, Phase.DECODE) as vocoder:

@@ -6,17 +6,19 @@ import torch
 
 from ..models.transformer.positions import audio_positions, video_positions
 from ..protocols import Models, Progress, Residency
+from ..recipes import AudioSource
 from ..request import GenerationRequest
 from ..sampling.evaluate import GuidedModel
+from ..sampling.gradient_estimation import gradient_estimation_loop
 from ..sampling.loop import euler_loop
 from ..sampling.noise import add_noise
 from ..sampling.res_2s import res_2s_loop
 from ..sampling.state import StreamState, audio_tokens, from_tokens, video_tokens
 from ..types import Component, LatentPair, Phase, PromptContext
-from .condition import apply_images, encode_images, round_positions
+from .condition import apply_images, encode_images, encode_sound, round_positions
 from .plan import StagePlan, plan_stages, stage_generator
 
-_LOOPS = {"euler": euler_loop, "res_2s": res_2s_loop}
+LOOPS = {"euler": euler_loop, "gradient_estimation": gradient_estimation_loop, "res_2s": res_2s_loop}
 
 
 def denoise_stage(
@@ -40,7 +42,7 @@ def denoise_stage(
     progress.start(stage, plan.steps)
     with residency.measure(stage):
         images = encode_images(models, residency, request, plan.size)
-        video, audio = _initial_states(models, residency.device, request, plan, initial)
+        video, audio = _initial_states(models, residency, request, plan, initial)
         video = apply_images(models, request, plan, video, images)
         generator = stage_generator(plan_stages(models, request), plan.phase, request.seed, residency.device)
         video = add_noise(video, generator, plan.noise_scale, revision)
@@ -65,7 +67,7 @@ def denoise_stage(
                 revision.frozen_sigma_zero,
                 request.recipe.separate_passes,
             )
-            loop = _LOOPS[request.recipe.sampler]
+            loop = LOOPS[request.recipe.sampler]
             video, audio = loop(model, video, audio, plan.sigmas, on_step)
     progress.finish(stage)
     return LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
@@ -77,20 +79,27 @@ def _prefetch_following(models: Models, residency: Residency, request: Generatio
         strengths = models.adapter_strengths(Phase.STAGE_2, request.recipe.distilled_strength)
         residency.prefetch(Component.TRANSFORMER, Phase.STAGE_2, strengths)
     else:
-        for component in (Component.AUDIO_DECODER, Component.VOCODER, Component.VIDEO_DECODER):
+        given = request.effective_audio_source is AudioSource.INPUT
+        sound = () if given else (Component.AUDIO_DECODER, Component.VOCODER)
+        for component in (*sound, Component.VIDEO_DECODER):
             residency.prefetch(component, Phase.DECODE)
 
 
 def _initial_states(
-    models: Models, device: torch.device, request: GenerationRequest, plan: StagePlan, initial: LatentPair | None
+    models: Models, residency: Residency, request: GenerationRequest, plan: StagePlan, initial: LatentPair | None
 ) -> tuple[StreamState, StreamState]:
-    if initial is None:
-        video_start = torch.zeros(1, plan.video.token_count, plan.video.channels, device=device, dtype=models.dtype)
-        audio_start = torch.zeros(1, plan.audio.frames, plan.audio.token_channels, device=device, dtype=models.dtype)
+    device, dtype = residency.device, models.dtype
+    if initial is not None:
+        video_start = video_tokens(initial.video.to(device=device, dtype=dtype))
+        audio_start = audio_tokens(initial.audio.to(device=device, dtype=dtype))
     else:
-        video_start = video_tokens(initial.video.to(device=device, dtype=models.dtype))
-        audio_start = audio_tokens(initial.audio.to(device=device, dtype=models.dtype))
+        video_start = torch.zeros(1, plan.video.token_count, plan.video.channels, device=device, dtype=dtype)
+        if request.audio is None:
+            audio_start = torch.zeros(1, plan.audio.frames, plan.audio.token_channels, device=device, dtype=dtype)
+        else:
+            audio_start = audio_tokens(encode_sound(models, residency, request.audio, plan.audio))
     video = StreamState.start(video_start, video_positions(plan.video, request.fps, models.scale, device))
     if request.revision.bf16_video_positions:
         video = round_positions(video)
-    return video, StreamState.start(audio_start, audio_positions(plan.audio, models.audio_geometry, device))
+    audio = StreamState.start if request.audio is None else StreamState.given
+    return video, audio(audio_start, audio_positions(plan.audio, models.audio_geometry, device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,7 +11,7 @@ from ..protocols import Models
 from ..request import GenerationRequest
 from ..sampling.noise import draw_noise
 from ..sampling.schedules import fixed_sigmas, guided_sigmas
-from ..types import AudioLatentShape, Guidance, Phase, VideoLatentShape, VideoSize
+from ..types import AudioLatentShape, Guidance, ImageCondition, Phase, VideoLatentShape, VideoSize
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,29 @@ def _plan(models: Models, request: GenerationRequest, phase: Phase, size: VideoS
         sigmas = fixed_sigmas(recipe.sigmas)
     else:
         sigmas = guided_sigmas(recipe.steps, recipe.schedule_tokens or video.token_count)
-    keyframes = sum(1 for image in request.images if appends(request, image.frame))
+    keyframes = sum(1 for image in placed_images(models, request) if appends(request, image.frame))
     return StagePlan(
         phase=phase,
         size=size,
         video=video,
-        audio=models.audio_geometry.latent(request.frames / request.fps),
+        audio=models.audio_geometry.latent(request.seconds),
         sigmas=sigmas,
         guidance=guidance,
         appended_tokens=keyframes * video.height * video.width,
     )
+
+
+def image_frames(models: Models, request: GenerationRequest) -> int:
+    """How many frames the images' indices count: those of the clip, or of its latent (revision 2026-01)."""
+    if request.revision.replaces_latent_frames:
+        return request.size.latent(models.latent_channels, models.scale).frames
+    return request.frames
+
+
+def placed_images(models: Models, request: GenerationRequest) -> tuple[ImageCondition, ...]:
+    """The images with their frames counted from the first one."""
+    frames = image_frames(models, request)
+    return tuple(replace(image, frame=image.frame % frames) for image in request.images)
 
 
 def appends(request: GenerationRequest, frame: int) -> bool:

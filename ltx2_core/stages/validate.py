@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from ..errors import SettingError
 from ..media.image import load_image
 from ..protocols import Models
+from ..recipes import SAMPLERS, AudioSource, Recipe
 from ..request import GenerationRequest
-from ..types import ImageCondition, StreamGuidance
+from ..sampling.res_2s import LAST_SIGMA
+from ..sampling.schedules import fixed_sigmas
+from ..types import AudioClip, ImageCondition, StreamGuidance
+from .plan import image_frames, placed_images
 
 _SEED_LIMIT = 2**64
 _MAX_CRF = 51  # libx264's scale
 # Three times the 20 s that released models' positions span: further off nothing was trained, and memory runs out
 LONGEST_SECONDS = 60
+# Far beyond any clip; the schedule's shift grows exponentially and leaves the numbers of a computer at 2 million
+_MOST_SCHEDULE_TOKENS = 1_000_000
 
 
 def validate(models: Models, request: GenerationRequest) -> None:
@@ -21,21 +28,14 @@ def validate(models: Models, request: GenerationRequest) -> None:
     check_size(request.width, request.height, request.frames, request.fps, request.recipe.stages, models.scale)
     _check_sound(models, request)
     check_prompt(request.prompt)
-    recipe = request.recipe
-    if recipe.sigmas is None and recipe.steps < 1:
-        raise SettingError("steps", recipe.steps, "must be at least 1", "The official recipes take 15 to 40.")
     if not 0 <= request.seed < _SEED_LIMIT:
         raise SettingError("seed", request.seed, "must be between 0 and 2^64 - 1", "Choose another seed.")
-    for name, guidance in (("video-guidance", recipe.guidance.video), ("audio-guidance", recipe.guidance.audio)):
-        check_guidance(name, guidance, models.num_layers)
-    for strength in recipe.distilled_strength:
-        if not math.isfinite(strength):
-            raise SettingError("distilled-strength", strength, "must be a finite number", "The official value is 1.")
+    check_recipe(request.recipe, models.num_layers)
     _check_parts(models, request)
+    check_audio(request.audio, request.audio_source)
     if request.image_crf is not None and not 0 <= request.image_crf <= _MAX_CRF:
         raise SettingError("image-crf", request.image_crf, f"must be between 0 and {_MAX_CRF}", "0 skips it.")
-    for image in request.images:
-        check_condition(image, request, request.size.latent(models.latent_channels, models.scale).frames)
+    check_images(models, request)
 
 
 def check_size(width: int, height: int, frames: int, fps: float, stages: int, scale: tuple[int, int, int]) -> None:
@@ -59,7 +59,7 @@ def check_size(width: int, height: int, frames: int, fps: float, stages: int, sc
 def _check_sound(models: Models, request: GenerationRequest) -> None:
     """The clip lasts for one frame of sound at least, and for no more than rotary positions were made for."""
     geometry = models.audio_geometry
-    seconds = request.frames / request.fps
+    seconds = request.seconds
     if geometry.latent(seconds).frames < 1:
         shortest = 1 / geometry.frames_per_second
         problem = f"makes a clip of {seconds:.3g} s, too short for any sound (at least {shortest:.3g} s)"
@@ -78,6 +78,44 @@ def check_prompt(prompt: str) -> None:
         raise SettingError("prompt", prompt, "has bytes that are no text", "Write it in UTF-8.") from error
 
 
+def check_recipe(recipe: Recipe, num_layers: int) -> None:
+    """Every number of the recipe can work, whatever the official one is."""
+    if recipe.sampler not in SAMPLERS:
+        fix = f"Choose one of: {', '.join(SAMPLERS)}."
+        raise SettingError("sampler", recipe.sampler, "is not a known sampler", fix)
+    if recipe.sigmas is None and recipe.steps < 1:
+        raise SettingError("steps", recipe.steps, "must be at least 1", "The official recipes take 15 to 40.")
+    tokens = recipe.schedule_tokens
+    if tokens is not None and not 1 <= tokens <= _MOST_SCHEDULE_TOKENS:
+        problem = f"must be between 1 and {_MOST_SCHEDULE_TOKENS}"
+        raise SettingError("schedule-tokens", tokens, problem, "The official recipes take 4096, or the clip's own.")
+    if recipe.sigmas is not None:
+        check_sigmas("sigmas", recipe.sigmas, recipe.sampler)
+        if recipe.sigmas[0] != 1:
+            raise SettingError("sigmas", list(recipe.sigmas), "must begin at 1: stage 1 starts from noise", "Add 1.")
+    if recipe.stages == 2:
+        check_sigmas("refine-sigmas", recipe.refine_sigmas, recipe.sampler)
+    for name, guidance in (("video-guidance", recipe.guidance.video), ("audio-guidance", recipe.guidance.audio)):
+        check_guidance(name, guidance, num_layers)
+    for strength in recipe.distilled_strength:
+        if not math.isfinite(strength):
+            raise SettingError("distilled-strength", strength, "must be a finite number", "The official value is 1.")
+
+
+def check_sigmas(setting: str, sigmas: tuple[float, ...], sampler: str) -> None:
+    """Noise levels of at least one step, falling from at most 1 to 0."""
+    shown, fix = list(sigmas), "Write falling numbers from 1 to 0, such as 0.909375, 0.725, 0.421875, 0."
+    if len(sigmas) < 2:
+        raise SettingError(setting, shown, "must be at least two noise levels, for one step", fix)
+    if not all(math.isfinite(sigma) for sigma in sigmas) or sigmas[0] > 1 or sigmas[-1] != 0:
+        raise SettingError(setting, shown, "must begin at 1 or below and end in 0", fix)
+    if any(after >= before for before, after in pairwise(fixed_sigmas(sigmas))):
+        raise SettingError(setting, shown, "must fall from step to step", fix)
+    if sampler == "res_2s" and sigmas[-2] <= LAST_SIGMA:
+        problem = f"the res_2s sampler ends at {LAST_SIGMA}, below the last level before 0"
+        raise SettingError(setting, shown, problem, "Leave the smallest levels out.")
+
+
 def check_guidance(name: str, guidance: StreamGuidance, num_layers: int) -> None:
     """Finite scales, STG with blocks inside the model, skip not negative."""
     for key in ("cfg", "stg", "modality", "rescale"):
@@ -94,18 +132,44 @@ def check_guidance(name: str, guidance: StreamGuidance, num_layers: int) -> None
         raise SettingError(f"{name} skip", guidance.skip, "must not be negative", "0 evaluates every step.")
 
 
-def check_condition(image: ImageCondition, request: GenerationRequest, latent_frames: int) -> None:
-    """The image can be read, lies inside the clip, and its strength is a share."""
-    if not 0 <= image.frame < request.frames:
-        problem = f"the clip has frames 0 to {request.frames - 1}"
-        raise SettingError("image frame", image.frame, problem, "Choose a frame inside the clip.")
+def check_images(models: Models, request: GenerationRequest) -> None:
+    """Every image can be read, lies inside the clip at a frame of its own, and its strength is a share."""
+    frames = image_frames(models, request)
+    for image in request.images:
+        _check_image(image, request, frames)
+    taken = [image.frame for image in placed_images(models, request)]
+    for frame in taken:
+        if taken.count(frame) > 1:
+            problem = f"{taken.count(frame)} images are for this frame"
+            raise SettingError("image frame", frame, problem, "Give every image a frame of its own.")
+
+
+def _check_image(image: ImageCondition, request: GenerationRequest, frames: int) -> None:
+    if not -frames <= image.frame < frames:
+        latent = f"revision {request.revision.name} counts latent frames, and " if frames != request.frames else ""
+        problem = f"{latent}the clip has frames 0 to {frames - 1}"
+        raise SettingError("image frame", image.frame, problem, "Choose a frame inside the clip; -1 is the last.")
     if not math.isfinite(image.strength) or not 0.0 <= image.strength <= 1.0:
         problem = "must be between 0 (ignored) and 1 (kept)"
         raise SettingError("image strength", image.strength, problem, "1 is the official value.")
     load_image(image.image)
-    if request.revision.replaces_latent_frames and image.frame >= latent_frames:
-        problem = f"revision {request.revision.name} counts latent frames, and the clip has 0 to {latent_frames - 1}"
-        raise SettingError("image frame", image.frame, problem, "Choose a frame inside the clip.")
+
+
+def check_audio(clip: AudioClip | None, source: AudioSource | None) -> None:
+    """The given sound is one clip of one or two channels, and there is one where it shall be heard."""
+    if source is AudioSource.INPUT and clip is None:
+        problem = "the clip is made without a given sound"
+        raise SettingError("audio-source", source.value, problem, "Give the sound as audio, or choose a stage.")
+    if clip is None:
+        return
+    shape = tuple(clip.waveform.shape)
+    if len(shape) != 3 or shape[0] != 1 or shape[1] not in (1, 2) or shape[2] < 1:
+        problem = "must be one clip of one or two channels, (1, channels, samples)"
+        raise SettingError("audio", shape, problem, "Choose one of a batch, and mix more channels down to stereo.")
+    if clip.sampling_rate < 1:
+        raise SettingError("audio rate", clip.sampling_rate, "must be a positive number", "44100 and 48000 are usual.")
+    if not bool(clip.waveform.isfinite().all()):
+        raise SettingError("audio", shape, "holds samples that are not finite numbers", "Make the sound anew.")
 
 
 def _check_parts(models: Models, request: GenerationRequest) -> None:

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"ltx2_core", "device_manager", "assembly", "terminal"},
     "": {"nodes"},
 }
-CONTRACTS = {f"ltx2_core.{name}" for name in ("types", "protocols", "errors", "recipes", "request")}
+CONTRACTS = {f"ltx2_core.{name}" for name in ("types", "protocols", "errors", "recipes", "recipe_choice", "request")}
 SEES_NO_CONTRACTS = {"device_manager", ""}
 HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
 HOST_FILE_ONLY = HOST_MODULES - {"comfy_api"}

@@ -12,6 +12,7 @@ import torch
 from ltx2_two_stage import cli
 from ltx2_two_stage.ltx2_core.errors import OutputError, SettingError
 from ltx2_two_stage.ltx2_core.loading.artifacts import Role
+from ltx2_two_stage.ltx2_core.recipe_choice import GuidanceChoice
 from ltx2_two_stage.ltx2_core.recipes import DEFAULT_SIZES, RECIPE_NAMES, REVISIONS, official_recipe
 from ltx2_two_stage.ltx2_core.stages.validate import check_size
 from ltx2_two_stage.ltx2_core.types import RunReport, ScaleFactors, StageRecord, StreamGuidance
@@ -32,7 +33,9 @@ GENERATE = ["generate", "--checkpoint", "m.safetensors", "--gemma", "g", "--prom
         ("dir@home/a.png@16:1", "dir@home/a.png", 16, 1.0),
         (r"C:\pictures\a.png", r"C:\pictures\a.png", 0, 1.0),
         (r"C:\pictures\a.png@0:0.25", r"C:\pictures\a.png", 0, 0.25),
-        ("a.png@-1", "a.png", -1, 1.0),  # refused later, by the engine, which knows the clip
+        ("a.png@-1", "a.png", -1, 1.0),
+        ("a.png@last", "a.png", -1, 1.0),
+        ("a.png@last:0.5", "a.png", -1, 0.5),
     ],
 )
 def test_image_argument(text: str, path: str, frame: int, strength: float) -> None:
@@ -47,7 +50,9 @@ def test_an_existing_file_is_taken_as_it_stands(tmp_path: Path) -> None:
     assert values.image_condition(f"{odd}@3").frame == 3
 
 
-@pytest.mark.parametrize("text", ["a.png@", "a.png@x", "a.png@1.5", "a.png@0:", "a.png@0:strong", "me@home.png", "@4"])
+@pytest.mark.parametrize(
+    "text", ["a.png@", "a.png@x", "a.png@1.5", "a.png@0:", "a.png@0:strong", "a.png@first", "me@home.png", "@4"]
+)
 def test_image_argument_refused(text: str) -> None:
     with pytest.raises(SettingError) as caught:
         values.image_condition(text)
@@ -81,8 +86,7 @@ def test_lora_argument_refused(text: str) -> None:
 
 def test_guidance_overrides_a_part_of_the_recipe() -> None:
     official = official_recipe("two-stage", "2.3").guidance.video
-    overrides = values.guidance_overrides("cfg=4.5, blocks=29/28,skip=1", "video-guidance")
-    changed = values.overridden(official, overrides)
+    changed = values.guidance("cfg=4.5, blocks=29/28,skip=1", "video-guidance").applied("video-guidance", official)
     assert changed == StreamGuidance(cfg=4.5, stg=1.0, modality=3.0, rescale=0.7, blocks=(28, 29), skip=1)
     assert official == official_recipe("two-stage", "2.3").guidance.video
 
@@ -103,7 +107,7 @@ def test_guidance_overrides_a_part_of_the_recipe() -> None:
 )
 def test_guidance_refused(text: str, named: str) -> None:
     with pytest.raises(SettingError, match="video-guidance") as caught:
-        values.guidance_overrides(text, "video-guidance")
+        values.guidance(text, "video-guidance")
     assert named in str(caught.value) and caught.value.value == text
 
 
@@ -139,7 +143,7 @@ def test_defaults_are_the_official_ones() -> None:
     arguments = build_parser().parse_args(GENERATE)
     assert (arguments.frames, arguments.fps) == (121, 24.0)
     assert (arguments.recipe, arguments.seed, arguments.revision) == ("two-stage", 10, "newest")
-    assert arguments.image == [] and arguments.lora == [] and arguments.video_guidance == {}
+    assert arguments.image == [] and arguments.lora == [] and arguments.video_guidance == GuidanceChoice()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +186,10 @@ def test_repeated_options_do_not_leak_into_the_next_command() -> None:
         (["--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),
         (["--device-mode", "fast"], ["--device-mode", "'fast'", "snapshot-low"]),
         (["--audio-source", "3"], ["--audio-source", "'3'", "stage1"]),
+        (["--sampler", "heun"], ["--sampler", "'heun'", "gradient_estimation"]),
+        (["--sigmas", "1,high,0"], ["--sigmas", "'1,high,0'"]),
+        (["--refine-sigmas", "nan,0"], ["--refine-sigmas", "'nan,0'"]),
+        (["--guidance-passes", "all"], ["--guidance-passes", "'all'", "together"]),
         (["--image", "a.png@x"], ["--image", "'a.png@x'"]),
         (["--lora", "a.safetensors"], ["--lora", "'a.safetensors'", "FILE:STRENGTH"]),
         (["--video-guidance", "foo=1"], ["--video-guidance", "'foo'", "cfg"]),

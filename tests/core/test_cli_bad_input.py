@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import wave
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from ltx2_two_stage import cli
 from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.component_source import ComponentSource
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
+from ltx2_two_stage.ltx2_core.media.mp4 import Mp4Writer
 from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource
 from PIL import Image
 from safetensors import safe_open
@@ -95,7 +98,19 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"fps": 0}, ["fps = 0", "positive"]),
         ({"fps": -24}, ["fps = -24", "positive"]),
         ({"steps": 0}, ["steps = 0", "at least 1"]),
-        ({"steps": 4, "recipe": "distilled"}, ["steps = 4", "fixed"]),
+        ({"steps": 4, "recipe": "distilled"}, ["steps = 4", "8 fixed steps"]),
+        ({"steps": 4, "sigmas": "1,0.5,0"}, ["steps = 4", "sigmas are given", "2 fixed steps"]),
+        ({"steps": None, "sigmas": "1"}, ["sigmas = [1.0]", "at least two"]),
+        ({"steps": None, "sigmas": "0.9,0.5,0"}, ["sigmas = [0.9, 0.5, 0.0]", "begin at 1"]),
+        ({"steps": None, "sigmas": "1,0.5,0.5,0"}, ["sigmas = [1.0, 0.5, 0.5, 0.0]", "must fall"]),
+        ({"steps": None, "sigmas": "1,1e-60,0"}, ["sigmas = [1.0, 1e-60, 0.0]", "must fall"]),
+        ({"steps": None, "sigmas": "1,0.5"}, ["sigmas = [1.0, 0.5]", "end in 0"]),
+        ({"refine_sigmas": "1.5,0.5,0"}, ["refine-sigmas = [1.5, 0.5, 0.0]", "1 or below"]),
+        ({"refine_sigmas": "0.9,0", "recipe": "one-stage"}, ["refine-sigmas = [0.9, 0.0]", "no stage 2"]),
+        ({"refine_sigmas": "0.9,0.001,0", "recipe": "hq"}, ["refine-sigmas", "res_2s", "0.0011"]),
+        ({"schedule_tokens": -1}, ["schedule-tokens = -1", "between 1 and"]),
+        ({"schedule_tokens": 10**9}, ["schedule-tokens = 1000000000", "between 1 and"]),
+        ({"schedule_tokens": 4096, "steps": None, "recipe": "distilled"}, ["schedule-tokens = 4096", "fixed steps"]),
         ({"seed": -1}, ["seed = -1", "2^64"]),
         ({"prompt": "  "}, ["prompt = '  '", "empty"]),
         ({"prompt": "a \udcff"}, ["prompt", "no text"]),
@@ -103,8 +118,14 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"frames": 9, "fps": 0.01}, ["fps = 0.01", "longest"]),
         ({"image_crf": 52}, ["image-crf = 52", "51"]),
         ({"video_guidance": "blocks=4711"}, ["video-guidance blocks", "4711"]),
+        ({"video_guidance": "blocks=28"}, ["video-guidance blocks = 28", "0 to 2"]),
+        ({"video_guidance": "stg=0,blocks=1"}, ["video-guidance blocks = [1]", "STG scale is 0"]),
+        ({"audio_guidance": "stg=1", "steps": None, "recipe": "distilled"}, ["audio-guidance blocks", "one block"]),
+        ({"audio_guidance": "blocks=1", "recipe": "hq"}, ["audio-guidance blocks = [1]", "STG scale is 0"]),
+        ({"video_guidance": "stg=1,blocks=1", "recipe": "hq"}, ["video-guidance stg = 1.0", "hq", "without STG"]),
         ({"audio_guidance": "skip=-1"}, ["audio-guidance skip", "-1"]),
         ({"audio_source": "stage2", "recipe": "one-stage"}, ["audio-source", "stage2"]),
+        ({"audio_source": "input"}, ["audio-source = 'input'", "without a given sound"]),
         ({"distilled_strength": "0,1", "recipe": "one-stage"}, ["distilled-strength", "1.0", "no stage 2"]),
         ({"upsampler": None}, ["upsampler", "two-stage"]),
         ({"distilled_lora": None}, ["distilled-lora", "two-stage"]),
@@ -226,13 +247,15 @@ def test_images(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     good, bad = world.folder / "good.png", world.folder / "bad.png"
     Image.new("RGB", (64, 48), (200, 30, 90)).save(good)
     bad.write_bytes(good.read_bytes()[:20])
+    two = world.folder / "two.png"
+    shutil.copy(good, two)
     long = world.folder / "long.png"
     Image.new("RGB", (17000, 8)).save(long)
     for argument, named in (
         (bad, [str(bad), "image"]),
         (world.folder / "none.png", ["none.png", "image"]),
         (f"{good}@9", ["image frame = 9", "0 to 8"]),
-        (f"{good}@-1", ["image frame = -1"]),
+        (f"{good}@-10", ["image frame = -10", "0 to 8", "-1 is the last"]),
         (f"{good}@0:1.5", ["image strength = 1.5", "0", "1"]),
         (f"{good}@0:-0.1", ["image strength = -0.1"]),
         (f"{good}@0:nan", ["image strength = nan"]),
@@ -242,6 +265,65 @@ def test_images(world: World, capsys: pytest.CaptureFixture[str]) -> None:
         error = refused(world.options(image=argument), capsys)
         for part in named:
             assert part in error
+    for frame in ("last", "-1", "8"):
+        error = refused([*world.options(image=f"{good}@8"), "--image", f"{two}@{frame}:0.5"], capsys)
+        assert "image frame = 8: 2 images are for this frame" in error
+    # The first revision counts latent frames: two of them here
+    error = refused(world.options(image=f"{good}@2", revision="2026-01"), capsys)
+    assert "image frame = 2" in error and "counts latent frames" in error and "0 to 1" in error
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = 16000) -> Path:
+    """16-bit samples (N, channels)."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+def test_sound(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    good = write_wav(world.folder / "good.wav", np.full((4000, 1), 99))
+    silent = world.folder / "silent.mp4"
+    with Mp4Writer(silent) as writer:
+        writer.open(64, 64, 24, None)
+        writer.frames(torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
+        writer.close()
+    text = world.folder / "text.wav"
+    text.write_text("no sound at all")
+    for argument, named in (
+        (silent, [str(silent), "has no audio stream"]),
+        (text, [str(text), "no sound that can be read"]),
+        (write_wav(world.folder / "empty.wav", np.zeros((0, 2))), ["empty.wav", "without any sound"]),
+        (world.folder / "none.wav", ["none.wav", "no such file"]),
+        (world.folder, [str(world.folder), "folder"]),
+    ):
+        error = refused(world.options(audio=argument), capsys)
+        assert error.startswith("ltx2: error: audio = ")
+        for part in named:
+            assert part in error
+    changes = {"audio": good, "audio_source": "stage2", "recipe": "one-stage"}
+    assert "audio-source = 'stage2'" in refused(world.options(**changes), capsys)
+    with pytest.raises(AssertionError, match="were read"):
+        cli.main([*world.options(audio=good), "--quiet"])
+
+
+def test_user_loras(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    def stranger(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            tensors[name.replace("diffusion_model.", "diffusion_model.unet.")] = tensors.pop(name)
+
+    strange = world.changed(world.new.lora, "stranger.safetensors", stranger)
+    error = refused(world.options(lora=f"{strange}:1"), capsys)
+    assert str(strange) in error and "0 of its 130 targets" in error and "unet." in error
+
+    ic_lora = world.folder / "ic-lora.safetensors"
+    save_file(load_file(world.new.lora), ic_lora, {"reference_downscale_factor": "2"})
+    error = refused(world.options(lora=f"{ic_lora}:1:2"), capsys)
+    assert str(ic_lora) in error and "is an IC-LoRA" in error and "not supported" in error
+    for strength in ("nan", "inf", "-inf"):
+        assert "not a number" in refused(world.options(lora=f"{world.new.lora}:{strength}"), capsys)
 
 
 def test_the_working_command_line_gets_past_every_check(world: World) -> None:
