@@ -20,7 +20,7 @@ from .sampling.guidance import needs_negative
 from .stages.decode import decode
 from .stages.denoise import denoise_stage
 from .stages.plan import plan_stages
-from .stages.prompt import encode_prompts
+from .stages.prompt import connect_text, encode_prompts
 from .stages.upsample import upsample
 from .stages.validate import validate
 from .types import AudioClip, LatentPair, Phase, PromptContext, RunReport, StageRecord
@@ -111,6 +111,11 @@ class Pipeline:
         while len(self._prompts) > _PROMPTS_KEPT:
             self._prompts.popitem(last=False)
         return contexts[0], contexts[1] if guided else None
+
+    @_stage
+    def connect_text(self, video: Tensor, audio: Tensor, progress: Progress = _QUIET) -> PromptContext:
+        """Embeddings of a prompt of which only the projected features are known, (n, Dv) and (n, Da)."""
+        return connect_text(self.models, self.residency, video, audio, progress)
 
     @_stage
     def denoise(

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .generate import Generate
 from .image import ImageCondition
 from .loader import Loader
+from .report import Report
 from .stages import Decode, Denoise, LoRASwitch, Refine, Upsample
 from .text import TextEncode
 
@@ -20,6 +21,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     Refine,
     Decode,
     Generate,
+    Report,
 )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.media.mp4 import frame_rate
-from ..ltx2_core.recipes import official_recipe
+from ..ltx2_core.recipes import Recipe, official_recipe
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.types import AudioClip, LatentPair, PromptContext
 from . import host
@@ -41,20 +41,28 @@ def to_conditioning(context: PromptContext, prompt: str) -> Conditioning:
 def to_context(conditioning: Conditioning, handle: PipelineHandle, setting: str) -> PromptContext:
     """The embeddings in a CONDITIONING, on the compute device.
 
+    The host's own LTX-AV text encoder leaves the connectors to the diffusion model, and says so in its CONDITIONING:
+    those run here. What is processed is taken as it is.
+
     Raises:
-        SettingError: it is not one prompt, not processed, or of another model.
+        SettingError: it is not one prompt, or of another model.
     """
-    fix = "Connect LTX-2 Text Encode with the same pipeline."
+    fix = "Connect LTX-2 Text Encode with the same pipeline, or ComfyUI's text encoder for this checkpoint."
     if len(conditioning) != 1:
         raise SettingError(setting, f"{len(conditioning)} prompts", "must be one prompt", fix)
     tensor, extra = conditioning[0]
-    widths = handle.context_widths
-    if extra.get(_RAW_KEY) or tensor.shape[-1] != sum(widths):
-        problem = f"is not made for these models, whose text embeddings are {widths[0]} + {widths[1]} wide"
+    video, audio = handle.context_widths
+    raw = bool(extra.get(_RAW_KEY))
+    shared = raw and video == audio == tensor.shape[-1]  # LTX-2's features serve both streams
+    if tensor.ndim != 3 or tensor.shape[0] != 1 or not (shared or tensor.shape[-1] == video + audio):
+        problem = f"is not made for these models, whose text embeddings are {video} + {audio} wide"
         raise SettingError(setting, tuple(tensor.shape), problem, fix)
     models, residency = handle.pipeline.models, handle.pipeline.residency
-    video, audio = tensor.to(device=residency.device, dtype=models.dtype).split(widths, dim=-1)
-    return PromptContext(video.contiguous(), audio.contiguous())
+    placed = tensor.to(device=residency.device, dtype=models.dtype)
+    streams = (placed, placed) if shared else placed.split((video, audio), dim=-1)
+    if raw:
+        return handle.pipeline.connect_text(streams[0][0], streams[1][0])
+    return PromptContext(streams[0].contiguous(), streams[1].contiguous())
 
 
 def prompt_text(conditioning: Conditioning) -> str:
@@ -74,39 +82,86 @@ def to_latent(pair: LatentPair, request: GenerationRequest, base: Mapping[str, A
     return {**latent, "samples": host.nested(streams), REQUEST_KEY: request}
 
 
-def to_pair(latent: Mapping[str, Any]) -> LatentPair:
-    """Both streams of a LATENT.
+def with_video(latent: Mapping[str, Any], video: Tensor) -> Latent:
+    """The LATENT with another video stream, its sound and all else as they were, but not a mask of another size."""
+    samples, mask = latent["samples"], latent.get("noise_mask")
+    kept = {key: value for key, value in latent.items() if key != "noise_mask" or _fits(mask, video)}
+    if getattr(samples, "is_nested", False):
+        return {**kept, "samples": host.nested((host.outgoing(video), *samples.unbind()[1:]))}
+    return {**kept, "samples": host.outgoing(video)}
+
+
+def _fits(mask: Any, video: Tensor) -> bool:
+    """Whether a noise mask's picture part is of the video's height and width, or holds for whole frames."""
+    if mask is None:
+        return False
+    picture = mask.unbind()[0] if getattr(mask, "is_nested", False) else mask
+    size = tuple(picture.shape[-2:])
+    return size in ((1, 1), tuple(video.shape[-2:]))
+
+
+def to_streams(latent: Mapping[str, Any], handle: PipelineHandle) -> tuple[Tensor, Tensor | None]:
+    """The video and, where there is one, the audio stream of a LATENT, whoever made it.
+
+    ComfyUI's own nodes keep both normalised, as ours do: its LTX-AV latent format has no scale, and its VAEs norm.
 
     Raises:
-        SettingError: it holds only one, or a batch.
+        SettingError: it holds something else, a batch, or latents of other models.
     """
     samples = latent["samples"]
     streams = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
-    if len(streams) != 2 or streams[0].ndim != 5 or streams[1].ndim != 4:
-        shapes = ", ".join(str(tuple(stream.shape)) for stream in streams)
-        problem = "must hold a video and an audio latent"
-        raise SettingError("latent", shapes, problem, "Join them with Concat AV Latent, or connect an LTX-2 node.")
-    if streams[0].shape[0] != 1 or streams[1].shape[0] != 1:
+    shapes = ", ".join(str(tuple(stream.shape)) for stream in streams)
+    if len(streams) > 2 or streams[0].ndim != 5 or streams[-1].ndim != (5 if len(streams) == 1 else 4):
+        fix = "Connect an LTX-2 node, or ComfyUI's own latent nodes for LTXV."
+        raise SettingError("latent", shapes, "must hold a video latent, alone or with an audio latent", fix)
+    if any(stream.shape[0] != 1 for stream in streams):
         raise SettingError("latent", f"batch of {streams[0].shape[0]}", "must be one clip", "Choose one of the batch.")
-    return LatentPair(streams[0], streams[1])
+    models = handle.pipeline.models
+    geometry = models.audio_geometry
+    fitting = [(models.latent_channels,), (geometry.channels, geometry.mel_bins)]
+    found = [(streams[0].shape[1],), *((stream.shape[1], stream.shape[3]) for stream in streams[1:])]
+    if found != fitting[: len(found)]:
+        problem = f"is of other models: these have {fitting[0][0]} video channels and {fitting[1]} of sound"
+        raise SettingError("latent", shapes, problem, "Connect the latent of a node with the same pipeline.")
+    return streams[0], streams[1] if len(streams) == 2 else None
 
 
-def request_of(latent: Mapping[str, Any]) -> GenerationRequest:
-    """The settings with which stage 1 ran.
+def to_pair(latent: Mapping[str, Any], handle: PipelineHandle) -> LatentPair:
+    """Both streams of a LATENT.
 
     Raises:
-        SettingError: the LATENT does not come from stage 1.
+        SettingError: it holds only one, or is not for these models.
     """
+    video, audio = to_streams(latent, handle)
+    if audio is None:
+        problem = "must hold a video and an audio latent"
+        fix = "Join them with Concat AV Latent, or connect an LTX-2 node."
+        raise SettingError("latent", str(tuple(video.shape)), problem, fix)
+    return LatentPair(video, audio)
+
+
+def own_request(latent: Mapping[str, Any]) -> GenerationRequest | None:
+    """The settings with which our stage 1 ran; None for a LATENT of other nodes."""
     request = latent.get(REQUEST_KEY)
-    if not isinstance(request, GenerationRequest):
-        fix = "Connect the latent of LTX-2 Denoise, through LTX-2 Upsample."
-        raise SettingError("latent", sorted(latent), "does not say how stage 1 was run", fix)
-    return request
+    return request if isinstance(request, GenerationRequest) else None
 
 
-def decode_request(
-    latent: Mapping[str, Any], pair: LatentPair, handle: PipelineHandle, fps: float
-) -> GenerationRequest:
+def foreign_request(video: Tensor, handle: PipelineHandle, recipe: Recipe, fps: float) -> GenerationRequest:
+    """A request for a LATENT of other nodes; its size is the latent's own.
+
+    Args:
+        fps: frames per second.
+
+    Raises:
+        SettingError: the rate is not given.
+    """
+    if not fps:
+        fix = "Set fps, or connect the latent of an LTX-2 node."
+        raise SettingError("fps", fps, "the latent does not say how many frames a second has", fix)
+    return _sized(GenerationRequest(_FOREIGN_PROMPT, recipe, fps=fps), video, handle)
+
+
+def decode_request(latent: Mapping[str, Any], video: Tensor, handle: PipelineHandle, fps: float) -> GenerationRequest:
     """What decoding needs to know: the size is the latent's own, so that stage 1 can be looked at too.
 
     Args:
@@ -115,22 +170,29 @@ def decode_request(
     Raises:
         SettingError: the rate is not known.
     """
-    models = handle.pipeline.models
-    request = latent.get(REQUEST_KEY)
-    if not isinstance(request, GenerationRequest):
-        if not fps:
-            fix = "Set fps, or connect the latent of an LTX-2 node."
-            raise SettingError("fps", fps, "the latent does not say how many frames a second has", fix)
-        request = GenerationRequest(_FOREIGN_PROMPT, official_recipe("one-stage", models.generation, models.num_layers))
-    _, _, frames, height, width = pair.video.shape
-    scale = models.scale
+    request = own_request(latent)
+    if request is None:
+        models = handle.pipeline.models
+        return foreign_request(video, handle, official_recipe("one-stage", models.generation, models.num_layers), fps)
+    return _sized(replace(request, fps=fps or request.fps), video, handle)
+
+
+def _sized(request: GenerationRequest, video: Tensor, handle: PipelineHandle) -> GenerationRequest:
+    """The request with the size that a video latent (1, C, F, H, W) decodes to."""
+    _, _, frames, height, width = video.shape
+    scale = handle.pipeline.models.scale
     return replace(
         request,
         frames=(frames - 1) * scale.time + 1,
         height=height * scale.height,
         width=width * scale.width,
-        fps=fps or request.fps,
     )
+
+
+def silence(request: GenerationRequest, handle: PipelineHandle) -> AudioClip:
+    """Sound of a clip that has none: stereo zeros, at the rate that the audio models are made for."""
+    rate = handle.pipeline.models.audio_geometry.sampling_rate
+    return AudioClip(torch.zeros(1, 2, round(request.frames / request.fps * rate)), rate)
 
 
 def to_uint8(image: Tensor) -> Tensor:

@@ -109,9 +109,7 @@ def prompt_inputs() -> list[Any]:
     ]
 
 
-def images_input() -> Any:
-    return ImagesSocket.Input(
-        "images",
-        optional=True,
-        tooltip="Images that the clip must show, from LTX-2 Image Condition. Without any: text to video.",
-    )
+def images_input(
+    tooltip: str = "Images that the clip must show, from LTX-2 Image Condition. Without any: text to video.",
+) -> Any:
+    return ImagesSocket.Input("images", optional=True, tooltip=tooltip)

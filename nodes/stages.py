@@ -5,28 +5,34 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.recipes import AudioSource
+from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.sampling.guidance import needs_negative
-from ..ltx2_core.stages.decode import decode_audio
-from ..ltx2_core.types import Component, ImageCondition, LatentPair, Phase
+from ..ltx2_core.stages.decode import decode_audio, decode_video
+from ..ltx2_core.types import AudioClip, Component, ImageCondition, LatentPair, Phase
 from .conversions import (
     Conditioning,
     ImageSink,
     Latent,
     decode_request,
     prompt_text,
-    request_of,
+    silence,
     to_audio,
     to_context,
     to_latent,
     to_pair,
+    to_streams,
     to_video,
+    with_video,
 )
 from .handle import PipelineHandle
 from .host import NodeProgress
+from .refine_request import FROM_LATENT, TWO_STAGE_PRESETS, check_upsampled, refine_request
+from .report import stages_text
 from .request import clip_request, problem_when_queued
 from .sockets import CATEGORY, clip_inputs, images_input, pipeline_input, pipeline_output
 
@@ -148,19 +154,23 @@ class Upsample(io.ComfyNode):
             description="Doubles width and height of the video latent between the stages. The audio passes through.",
             inputs=[
                 pipeline_input(),
-                io.Latent.Input("latent", tooltip="Video and audio latent of stage 1, from LTX-2 Denoise."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="Video latent of stage 1, with or without sound, from LTX-2 Denoise or one of ComfyUI's "
+                    "own nodes.",
+                ),
             ],
             outputs=[io.Latent.Output("latent", display_name="latent", tooltip="The latent at twice the size.")],
         )
 
     @classmethod
     def execute(cls, pipeline: PipelineHandle, latent: Latent) -> io.NodeOutput:
-        request = request_of(latent)
         if not pipeline.pipeline.models.has_upsampler:
             fix = "Choose the spatial x2 upscaler of the checkpoint's generation in LTX-2 Loader."
             raise SettingError("upsampler", None, "none is loaded", fix)
-        pair = pipeline.pipeline.upsample(to_pair(latent), NodeProgress())
-        return io.NodeOutput(to_latent(pair, request, latent))
+        video, audio = to_streams(latent, pipeline)
+        pair = LatentPair(video, video if audio is None else audio)  # the sound is not looked at
+        return io.NodeOutput(with_video(latent, pipeline.pipeline.upsample(pair, NodeProgress()).video))
 
 
 class Refine(io.ComfyNode):
@@ -171,11 +181,15 @@ class Refine(io.ComfyNode):
             display_name="LTX-2 Refine (stage 2)",
             category=CATEGORY,
             description="Stage 2: a few steps at full size with the distilled LoRA and the prompt alone. Size, rate, "
-            "seed and images are those of stage 1; they come with the latent.",
+            "seed and images are those of stage 1; they come with the latent of LTX-2 nodes. For the latent of other "
+            "nodes, set them here.",
             inputs=[
                 pipeline_input(),
                 io.Conditioning.Input("positive", tooltip="The prompt of stage 1, from LTX-2 Text Encode."),
-                io.Latent.Input("latent", tooltip="The upsampled latent, from LTX-2 Upsample."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="The upsampled video and audio latent, from LTX-2 Upsample or one of ComfyUI's own nodes.",
+                ),
                 io.Combo.Input(
                     "audio_source",
                     options=[FROM_PRESET, *(source.value for source in AudioSource)],
@@ -183,6 +197,35 @@ class Refine(io.ComfyNode):
                     tooltip="Whose sound the latent carries on: stage 1's as it was, or stage 2's. preset: the "
                     "official choice, stage 1 for two-stage and hq, stage 2 for distilled.",
                 ),
+                io.Combo.Input(
+                    "preset",
+                    options=[FROM_LATENT, *TWO_STAGE_PRESETS],
+                    default=FROM_LATENT,
+                    optional=True,
+                    tooltip="Official recipe of stage 2. from latent: that of stage 1, and for the latent of other "
+                    "nodes two-stage with a distilled LoRA, distilled without.",
+                    extra_dict={"advanced": True},
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=240.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Frames per second. 0 takes the rate of stage 1, or that of LTXVConditioning.",
+                    extra_dict={"advanced": True},
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=-1,
+                    min=-1,
+                    max=2**64 - 1,
+                    optional=True,
+                    tooltip="Seed of the noise. -1 takes that of stage 1, and 0 for the latent of other nodes.",
+                    extra_dict={"advanced": True},
+                ),
+                images_input("Images that the clip must show, in place of stage 1's, from LTX-2 Image Condition."),
             ],
             outputs=[
                 pipeline_output("The same models, for the node that runs next."),
@@ -192,30 +235,26 @@ class Refine(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, pipeline: PipelineHandle, positive: Conditioning, latent: Latent, audio_source: str
+        cls,
+        pipeline: PipelineHandle,
+        positive: Conditioning,
+        latent: Latent,
+        audio_source: str,
+        preset: str = FROM_LATENT,
+        fps: float = 0.0,
+        seed: int = -1,
+        images: tuple[ImageCondition, ...] | None = None,
     ) -> io.NodeOutput:
-        request = request_of(latent)
-        chosen = None if audio_source == FROM_PRESET else AudioSource(audio_source)
-        request = replace(request, recipe=pipeline.adjusted(request.recipe), audio_source=chosen)
-        upsampled = to_pair(latent)
-        _check_upsampled(pipeline, upsampled, request.recipe.stages, request.height, request.width)
+        upsampled = to_pair(latent, pipeline)
+        request = refine_request(latent, pipeline, upsampled, positive, preset, fps, seed, images)
+        if audio_source != FROM_PRESET:
+            request = replace(request, audio_source=AudioSource(audio_source))
+        check_upsampled(pipeline, upsampled, request)
         context = to_context(positive, pipeline, "positive")
         refined = pipeline.pipeline.refine(request, upsampled, context, NodeProgress())
         if request.effective_audio_source is AudioSource.STAGE_1:
             refined = LatentPair(refined.video, upsampled.audio)
         return io.NodeOutput(pipeline, to_latent(refined, request, latent))
-
-
-def _check_upsampled(pipeline: PipelineHandle, latents: LatentPair, stages: int, height: int, width: int) -> None:
-    if stages != 2:
-        fix = "Connect LTX-2 Denoise to LTX-2 Decode, or choose another preset."
-        raise SettingError("preset", "one-stage", "has no second stage", fix)
-    scale = pipeline.pipeline.models.scale
-    size = (latents.video.shape[-1] * scale.width, latents.video.shape[-2] * scale.height)
-    if size != (width, height):
-        problem = f"must be the {width}x{height} that stage 1 was asked for"
-        fix = "Connect LTX-2 Upsample between LTX-2 Denoise and LTX-2 Refine."
-        raise SettingError("latent", f"{size[0]}x{size[1]}", problem, fix)
 
 
 class Decode(io.ComfyNode):
@@ -225,10 +264,14 @@ class Decode(io.ComfyNode):
             node_id="LTX2TwoStageDecode",
             display_name="LTX-2 Decode",
             category=CATEGORY,
-            description="Latents to frames and sound. Takes the latent of either stage.",
+            description="Latents to frames and sound. Takes the latent of either stage, and of ComfyUI's own nodes.",
             inputs=[
                 pipeline_input(),
-                io.Latent.Input("latent", tooltip="Video and audio latent, from LTX-2 Refine or LTX-2 Denoise."),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="Video and audio latent, from LTX-2 Refine, LTX-2 Denoise or one of ComfyUI's own nodes. "
+                    "Without sound the clip is silent.",
+                ),
                 io.Float.Input(
                     "fps",
                     default=0.0,
@@ -252,13 +295,28 @@ class Decode(io.ComfyNode):
 
     @classmethod
     def execute(cls, pipeline: PipelineHandle, latent: Latent, fps: float, vae: Any = None) -> io.NodeOutput:
-        pair, engine, progress = to_pair(latent), pipeline.pipeline, NodeProgress()
-        request = decode_request(latent, pair, pipeline, fps)
-        if vae is None:
+        video, audio = to_streams(latent, pipeline)
+        request = decode_request(latent, video, pipeline, fps)
+        if vae is None and audio is not None:
             sink = ImageSink()
-            audio = to_audio(engine.decode(request, pair, sink, progress))
+            clip = pipeline.pipeline.decode(request, LatentPair(video, audio), sink, NodeProgress())
             images = sink.images()
         else:
-            images = vae.decode(pair.video).flatten(0, 1)  # BFHWC -> FHWC
-            audio = to_audio(decode_audio(engine.models, engine.residency, request, pair.audio))
-        return io.NodeOutput(images, audio, to_video(images, audio, request.fps))
+            images, clip = _decode_apart(pipeline, request, video, audio, vae)
+        sound, table = to_audio(clip), stages_text(pipeline.pipeline.last_report())
+        return io.NodeOutput(images, sound, to_video(images, sound, request.fps), ui=ui.PreviewText(table))
+
+
+def _decode_apart(
+    pipeline: PipelineHandle, request: GenerationRequest, video: Tensor, audio: Tensor | None, vae: Any
+) -> tuple[Tensor, AudioClip]:
+    """Frames (F, H, W, 3) by the host's VAE or the pipeline's, and the sound, if there is any."""
+    models, residency = pipeline.pipeline.models, pipeline.pipeline.residency
+    with residency.measure("decode"):
+        clip = silence(request, pipeline) if audio is None else decode_audio(models, residency, request, audio)
+        if vae is not None:
+            return vae.decode(video).flatten(0, 1), clip  # BFHWC -> FHWC
+        sink, progress = ImageSink(), NodeProgress()
+        progress.start("decode", request.frames)
+        decode_video(models, residency, video, sink, progress)
+    return sink.images(), clip

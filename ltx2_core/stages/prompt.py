@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from math import lcm
+
+from torch import Tensor
 
 from ..models.text.connector import TEXT_TOKENS
 from ..models.text.gemma import gemma_hidden_states
@@ -45,3 +48,23 @@ def encode_prompts(
                 progress.step("text", len(states) + len(contexts))
     progress.finish("text")
     return [contexts[prompt] for prompt in prompts]
+
+
+def connect_text(
+    models: Models, residency: Residency, video: Tensor, audio: Tensor, progress: Progress
+) -> PromptContext:
+    """Embeddings of a prompt that another program has encoded and projected, but not connected.
+
+    Args:
+        video, audio: (n, Dv) and (n, Da), projected features of the real tokens.
+    """
+    progress.start("text", 1)
+    with residency.measure("text"), residency.use(Component.TEXT_CONNECTOR, Phase.PROMPT) as connector:
+        # Longer prompts, which our own encoder cuts, are filled up to whole sets of registers
+        registers = lcm(connector.config.video.registers, connector.config.audio.registers)
+        context: PromptContext = connector.connect(
+            video, audio, max(TEXT_TOKENS, -(-len(video) // registers) * registers)
+        )
+        progress.step("text", 1)
+    progress.finish("text")
+    return context

@@ -181,7 +181,7 @@ def test_the_pack_loads_without_a_complaint(host: Any) -> None:
     assert "IMPORT FAILED" not in host.log
     assert "Traceback" not in host.log
     nodes = our_nodes(host)
-    assert len(nodes) == 9
+    assert {"LTX2TwoStageLoader", "LTX2TwoStageGenerate", "LTX2TwoStageReport"} <= nodes.keys()
     for name, info in nodes.items():
         assert info["category"] == "LTX-2 Two-Stage"
         assert info["description"]
@@ -409,7 +409,7 @@ def _loader(**changes: str) -> Prompt:
         pytest.param(_without_upsample(), "Connect LTX-2 Upsample between", id="refine without upsample"),
         pytest.param(_without_negative(), "negative = None: the two-stage preset needs it", id="no negative"),
         pytest.param(_image_outside(), "image frame = 9: the clip has frames 0 to 8", id="image outside the clip"),
-        pytest.param(_native_latent(), "does not say how stage 1 was run", id="latent of another node"),
+        pytest.param(_native_latent(), "is of other models: these have 16 video channels", id="latent of other models"),
         pytest.param(_loader(upsampler="none"), "upsampler = None", id="no upsampler"),
         pytest.param(_loader(distilled_lora="none"), "distilled-lora = None", id="no distilled LoRA"),
         pytest.param(_loader(upsampler="a-lora.safetensors"), "a-lora.safetensors", id="LoRA as upsampler"),

@@ -22,10 +22,11 @@ FROZEN_IDS = {
     " -> LTX2_PIPELINE LATENT",
     "LTX2TwoStageLoRASwitch": "pipeline stage strength -> LTX2_PIPELINE",
     "LTX2TwoStageUpsample": "pipeline latent -> LATENT",
-    "LTX2TwoStageRefine": "pipeline positive latent audio_source -> LTX2_PIPELINE LATENT",
+    "LTX2TwoStageRefine": "pipeline positive latent audio_source preset fps seed images -> LTX2_PIPELINE LATENT",
     "LTX2TwoStageDecode": "pipeline latent fps vae -> IMAGE AUDIO VIDEO",
     "LTX2TwoStageGenerate": "pipeline prompt negative_prompt preset width height frames fps seed steps images"
     " -> VIDEO IMAGE AUDIO LATENT STRING",
+    "LTX2TwoStageReport": "pipeline after -> STRING STRING IMAGE SVG",
 }
 
 DESCRIBE = """

@@ -56,12 +56,24 @@ class TextConnector(nn.Module):
         if rest != [self.config.text_width, self.config.num_states] or not 0 < tokens <= length:
             expected = f"(1..{length}, {self.config.text_width}, {self.config.num_states})"
             raise ValueError(f"text states have the shape {tuple(hidden_states.shape)}, expected {expected}")
+        dtype = self.video_embeddings_connector.learnable_registers.dtype
+        video, audio = self.text_embedding_projection(hidden_states.to(dtype))
+        return self.connect(video, audio, length)
+
+    @torch.no_grad()
+    def connect(self, video: Tensor, audio: Tensor, length: int = TEXT_TOKENS) -> PromptContext:
+        """Embeddings of one prompt whose states are projected already.
+
+        Args:
+            video, audio: (n, Dv) and (n, Da), what the projections give for the n real tokens.
+            length: of the result, as for :meth:`forward`.
+        """
         for connector in (self.config.video, self.config.audio):
             check_length(length, connector.registers)
         dtype = self.video_embeddings_connector.learnable_registers.dtype
-        video, audio = self.text_embedding_projection(hidden_states.to(dtype))
         return PromptContext(
-            video=self.video_embeddings_connector(video, length), audio=self.audio_embeddings_connector(audio, length)
+            video=self.video_embeddings_connector(video.to(dtype), length),
+            audio=self.audio_embeddings_connector(audio.to(dtype), length),
         )
 
 
