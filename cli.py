@@ -218,11 +218,18 @@ def inspect(arguments: argparse.Namespace) -> None:
     sys.stdout.write((json.dumps(found.to_json(), indent=2) if arguments.json else found.to_text()) + "\n")
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    from .terminal.bench import bench as run
+
+    run(arguments)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": generate,
     "make-tiny": make_tiny,
     "demo": demo,
     "inspect": inspect,
+    "bench": bench,
 }
 
 

@@ -23,7 +23,7 @@ from ..ltx2_core.recipes import (
     AudioSource,
 )
 from ..ltx2_core.types import DTYPES
-from . import values
+from . import bench, values
 
 
 class UsageError(LTX2Error):
@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     _make_tiny(add("make-tiny", help="write small model files with random weights", description=_MAKE_TINY))
     _demo(add("demo", help="make-tiny, then a clip from it, into output/", description=_DEMO))
     _inspect(add("inspect", help="show what a model file holds", description=_INSPECT))
+    bench.add_arguments(add("bench", help="measure on a GPU", description=bench.DESCRIPTION))
     return parser
 
 

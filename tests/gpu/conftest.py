@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent.parent / "core"))
+for _folder in ("core", "device", "gpu"):
+    sys.path.append(str(Path(__file__).parent.parent / _folder))
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from device_waits import waiting_is_an_error
 from ltx2_two_stage.ltx2_core.sampling.loop import euler_loop
 from ltx2_two_stage.ltx2_core.sampling.res_2s import res_2s_loop
 from ltx2_two_stage.ltx2_core.sampling.schedules import guided_sigmas
@@ -21,16 +20,6 @@ SIGMAS = guided_sigmas(3, 4096)
 FULL = standard_guidance(1)
 SKIPPING = replace(FULL, video=replace(FULL.video, skip=1))
 HQ = Guidance(StreamGuidance(3.0, modality=3.0, rescale=0.45), StreamGuidance(7.0, modality=3.0, rescale=1.0))
-
-
-@contextmanager
-def waiting_is_an_error() -> Iterator[None]:
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_watch_notices(cuda: torch.device) -> None:

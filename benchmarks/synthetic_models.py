@@ -1,0 +1,205 @@
+"""Full-size models with random weights, made on the GPU.
+
+Random weights say nothing of quality; they have the released models' shapes, dtypes and cost.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
+from ..ltx2_core.loading.synthetic import fill_random_, full_size_config, full_size_upsampler_config
+from ..ltx2_core.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
+from ..ltx2_core.models.text.config import TextConfig
+from ..ltx2_core.models.text.connector import TextConnector
+from ..ltx2_core.models.transformer.config import TransformerConfig
+from ..ltx2_core.models.transformer.model import LTXTransformer
+from ..ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
+from ..ltx2_core.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
+from ..ltx2_core.models.vocoder import VocoderConfig, build_vocoder
+from ..ltx2_core.types import AudioGeometry, Component, Phase, ScaleFactors
+
+logger = logging.getLogger("ltx2.benchmarks")
+
+PROMPT_TOKENS = 100  # an ordinary prompt
+DISTILLED = "distilled"
+LORA_RANK = 384  # of the official file, capped per layer at min(in, out)
+LORA_STD = 0.01
+GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
+GEMMA_BYTES = 23_532_000_000
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    ids: tuple[int, ...]
+    truncated_from: int | None = None
+
+    def tensor(self, device: torch.device) -> Tensor:
+        return torch.tensor(self.ids, device=device)
+
+
+class _Tokenizer:
+    """Prompts of a fixed token count: random weights do not read."""
+
+    def encode(self, text: str, max_tokens: int) -> _Tokens:
+        generator = torch.Generator().manual_seed(len(text))
+        return _Tokens(tuple(torch.randint(4, 1000, (PROMPT_TOKENS,), generator=generator).tolist()))
+
+
+class SyntheticModels:
+    """Full-size models of one generation, random weights, bfloat16."""
+
+    dtype = torch.bfloat16
+    has_upsampler = has_distilled_lora = True
+
+    def __init__(self, generation: str, seed: int = 0) -> None:
+        config = full_size_config(generation)  # type: ignore[arg-type]
+        self.generation, self.seed = generation, seed
+        self.transformer = TransformerConfig.from_metadata(config)
+        self.text = TextConfig.from_metadata(config)
+        self.video_vae = VideoVAEConfig.from_metadata(config)
+        self.audio_vae = AudioVAEConfig.from_metadata(config)
+        self.vocoder = VocoderConfig.from_metadata(config)
+        self.file_names: Mapping[str, str] = {"models": f"full-size {generation}, random weights (seed {seed})"}
+
+    @property
+    def num_layers(self) -> int:
+        return self.transformer.num_layers
+
+    @property
+    def latent_channels(self) -> int:
+        return self.video_vae.latent_channels
+
+    @property
+    def scale(self) -> ScaleFactors:
+        return self.video_vae.scale
+
+    @property
+    def audio_geometry(self) -> AudioGeometry:
+        return self.audio_vae.geometry
+
+    def tokenizer(self) -> Any:
+        return _Tokenizer()
+
+    def adapter_strengths(self, phase: Phase, distilled_strength: tuple[float, float]) -> Mapping[str, float]:
+        return {DISTILLED: distilled_strength[1 if phase is Phase.STAGE_2 else 0]}
+
+    def skeleton(self, component: Component) -> nn.Module:
+        """A component on the meta device, without LoRAs."""
+        dtype = torch.float32 if component is Component.VOCODER else self.dtype
+        with torch.device("meta"):
+            return self._empty(component).to(dtype).eval().requires_grad_(False)
+
+    def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
+        """Random weights, made on the GPU tensor by tensor, for memory on the GPU or on the host."""
+        generator = torch.Generator("cuda").manual_seed(self.seed)
+        for name, tensor in tensors.items():
+            value = torch.empty(tensor.shape, device="cuda", dtype=tensor.dtype)
+            spread = 0.8 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 and "table" not in name else 0.2
+            value.normal_(1.0 if name.endswith("norm.weight") else 0.0, spread, generator=generator)
+            tensor.copy_(value)
+
+    def adapt(self, transformer: nn.Module, names: Collection[str]) -> None:
+        """The distilled LoRA with random matrices, in host memory."""
+        lora: Any = _RandomLoRA(transformer, torch.Generator("cuda").manual_seed(self.seed + 1))
+        inject(transformer, [(DISTILLED, lora)], torch.device("cpu"))
+
+    def component_bytes(self, component: Component) -> int:
+        if component is Component.TEXT_ENCODER:
+            return GEMMA_BYTES
+        return sum(tensor.nbytes for tensor in self.skeleton(component).state_dict().values())
+
+    def adapter_bytes(self) -> int:
+        layers = linear_layers(self.skeleton(Component.TRANSFORMER)).values()
+        return sum(min(LORA_RANK, *shape) * sum(shape) * self.dtype.itemsize for shape in layers)
+
+    def build(self, component: Component, device: torch.device) -> nn.Module:
+        """A component with random weights, made on the GPU and brought to ``device``."""
+        if component is Component.TEXT_ENCODER:
+            return _gemma_12b(torch.device("cuda")).to(device)
+        generator = torch.Generator("cuda").manual_seed(self.seed)
+        module = fill_random_(self.skeleton(component), generator, "cuda").to(device)
+        logger.info("%s: %.2f GB", component.value, sum(p.nbytes for p in module.parameters()) / 1e9)
+        return module
+
+    def _empty(self, component: Component) -> nn.Module:
+        if component is Component.TRANSFORMER:
+            return LTXTransformer(self.transformer)
+        if component is Component.TEXT_CONNECTOR:
+            return TextConnector(self.text)
+        if component is Component.VIDEO_ENCODER:
+            return VideoEncoder(self.video_vae)
+        if component is Component.VIDEO_DECODER:
+            return VideoDecoder(self.video_vae)
+        if component is Component.AUDIO_ENCODER:
+            return AudioEncoder(self.audio_vae)
+        if component is Component.AUDIO_DECODER:
+            return AudioDecoder(self.audio_vae)
+        if component is Component.VOCODER:
+            return build_vocoder(self.vocoder)
+        if component is Component.UPSAMPLER:
+            return LatentUpsampler(_upsampler_config(self.generation))
+        raise ValueError(f"no benchmark needs {component.value}")
+
+
+def _upsampler_config(generation: str) -> UpsamplerConfig:
+    config = full_size_upsampler_config(generation)  # type: ignore[arg-type]
+    kind = UpsamplerKind.X2_RATIONAL if config["rational_resampler"] else UpsamplerKind.X2
+    return UpsamplerConfig(kind, config["in_channels"], config["mid_channels"], config["num_blocks_per_stage"])
+
+
+def _gemma_12b(device: torch.device) -> nn.Module:
+    """The text layers of Gemma 3 12B (fact sheet 3.1), initialised by transformers."""
+    from transformers import Gemma3TextConfig, Gemma3TextModel
+
+    config = Gemma3TextConfig(
+        vocab_size=262208,
+        hidden_size=GEMMA_WIDTH,
+        intermediate_size=15360,
+        num_hidden_layers=GEMMA_LAYERS,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=256,
+        sliding_window=1024,
+        attn_implementation="sdpa",
+        dtype=torch.bfloat16,
+    )
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device:
+            return Gemma3TextModel(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _RandomLoRA:
+    """The distilled LoRA's shape: every Linear of the DiT, rank 384 capped at min(in, out)."""
+
+    def __init__(self, transformer: nn.Module, generator: torch.Generator) -> None:
+        layers = linear_layers(transformer)
+        self.targets = {path: _Rank(min(LORA_RANK, *shape)) for path, shape in layers.items()}
+        self._layers, self._generator = layers, generator
+
+    def read(self, device: torch.device, dtype: torch.dtype) -> dict[str, LoRAWeights]:
+        read = {}
+        for path, (out_features, in_features) in self._layers.items():
+            rank = self.targets[path].rank
+            down = torch.empty(rank, in_features, device=device, dtype=dtype)
+            up = torch.empty(out_features, rank, device=device, dtype=dtype)
+            for matrix in (down, up):
+                matrix.copy_(torch.empty_like(matrix, device="cuda").normal_(0, LORA_STD, generator=self._generator))
+            read[path] = LoRAWeights(down, up, float(rank))
+        return read
+
+
+@dataclass(frozen=True)
+class _Rank:
+    rank: int

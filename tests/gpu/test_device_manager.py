@@ -1,0 +1,133 @@
+"""The device manager with real streams, pinned memory and device memory."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from device_waits import waiting_is_an_error
+from ltx2_two_stage.device_manager import host_memory
+from ltx2_two_stage.device_manager.host_memory import PinnedBudget
+from ltx2_two_stage.device_manager.manager import DeviceManager
+from ltx2_two_stage.device_manager.modes import Mode
+from ltx2_two_stage.device_manager.streams import Streams
+from ltx2_two_stage.device_manager.weights import WeightSet
+from switching import MERGED, Source, assert_clean, oracle, random_sequence, run
+
+pytestmark = pytest.mark.gpu
+SNAPSHOTS = [Mode.SNAPSHOT, Mode.SNAPSHOT_LOW]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("seed", range(3))
+def test_base_weights_survive_random_sequences(cuda: torch.device, mode: Mode, seed: int) -> None:
+    random_sequence(mode, seed, Streams(cuda))
+
+
+@pytest.mark.parametrize("mode", MERGED)
+def test_merging_modes_run_on_merged_weights_bit_for_bit(cuda: torch.device, mode: Mode) -> None:
+    source = Source()
+    switched = source.switched(mode, Streams(cuda))
+    for strength in (1.0, 0.5, 0.0, 1.0, 1.0, 0.0):
+        assert torch.equal(run(switched, strength, then=0.5), oracle(source, strength, cuda))
+    assert_clean(switched, source)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_switching_never_waits_for_the_device(cuda: torch.device, mode: Mode) -> None:
+    switched = Source().switched(mode, Streams(cuda))
+    x = torch.zeros(3, 8, device=cuda)
+
+    def once() -> None:
+        with torch.inference_mode(), switched.use({"distilled": 0.0}) as module:
+            module(x)
+            switched.prefetch({"distilled": 1.0})
+            module(x)
+        with torch.inference_mode(), switched.use({"distilled": 1.0}) as module:
+            module(x)
+
+    once()
+    once()
+    with waiting_is_an_error():
+        once()
+
+
+@pytest.mark.parametrize("mode", SNAPSHOTS)
+def test_the_host_copy_is_pinned_and_given_back(cuda: torch.device, mode: Mode) -> None:
+    source = Source()
+    switched = source.switched(mode, Streams(cuda))
+    run(switched, 1.0)
+    assert source.budget.pinned == sum(switched.host_bytes.values()) > 0
+    assert all(memory.is_pinned() for memory in switched._host.memory if memory.numel())
+    switched.drop()
+    assert source.budget.pinned == 0
+
+
+@pytest.mark.parametrize("mode", SNAPSHOTS)
+def test_memory_that_cannot_be_pinned_stays_pageable(
+    cuda: torch.device, mode: Mode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = host_memory._cudart()
+
+    class Refusing:
+        """A driver that cannot lock these pages: the call fails as cudaHostRegister does on a bad address."""
+
+        def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> Any:
+            return real.cudaHostRegister(0, nbytes, flags)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    monkeypatch.setattr(host_memory, "_cudart", Refusing)
+    source = Source()
+    switched = source.switched(mode, Streams(cuda))
+    with caplog.at_level(logging.WARNING, "ltx2.device"):
+        for strength in (1.0, 0.0, 0.5):
+            assert torch.equal(run(switched, strength), oracle(source, strength, cuda))
+    assert source.budget.pinned == 0
+    assert len([record for record in caplog.records if "stay pageable" in record.message]) == 1
+    torch.cuda.synchronize()  # no error was left behind
+    assert_clean(switched, source)
+
+
+@pytest.mark.parametrize("failing", range(5))
+@pytest.mark.parametrize("mode", SNAPSHOTS)
+def test_an_upload_that_fails_midway_leaves_a_usable_module(
+    cuda: torch.device, mode: Mode, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source()
+    switched = source.switched(mode, Streams(cuda))
+    run(switched, 0.0)
+    switched.release()
+    copy_group = WeightSet.copy_group
+
+    def broken(self: WeightSet, other: WeightSet, group: int) -> int:
+        if group == failing:
+            raise RuntimeError("the copy failed")
+        return copy_group(self, other, group)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WeightSet, "copy_group", broken)
+        with pytest.raises(RuntimeError, match="the copy failed"):
+            run(switched, 1.0)
+    for strength in (1.0, 0.0):
+        assert torch.equal(run(switched, strength), oracle(source, strength, cuda))
+    assert_clean(switched, source)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_the_host_may_take_the_memory_between_runs_and_never_during_one(cuda: torch.device, mode: Mode) -> None:
+    source = Source()
+    spec = source.switched(mode).spec
+    manager = DeviceManager(cuda, mode, "a test", ("model", spec), {}, PinnedBudget())
+    for _ in range(3):
+        before = torch.cuda.memory_allocated(cuda)
+        with torch.inference_mode(), manager.use("model", "two", {"distilled": 1.0}) as module:
+            assert manager.release_if_idle() == 0
+            module(torch.zeros(3, 8, device=cuda))
+        held = manager.device_bytes
+        assert held > 0 and manager.release_if_idle() == held
+        torch.cuda.synchronize()
+        assert manager.device_bytes == 0 and torch.cuda.memory_allocated(cuda) <= before
