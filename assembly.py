@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -38,7 +38,7 @@ class LoadableModels(Models, Protocol):
 
     def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None: ...
 
-    def adapt(self, transformer: nn.Module) -> None: ...
+    def adapt(self, transformer: nn.Module, names: Collection[str]) -> None: ...
 
     def component_bytes(self, component: Component) -> int: ...
 

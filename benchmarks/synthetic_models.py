@@ -105,7 +105,7 @@ class SyntheticModels:
             value.normal_(1.0 if name.endswith("norm.weight") else 0.0, spread, generator=generator)
             tensor.copy_(value)
 
-    def adapt(self, transformer: nn.Module, names: Collection[str]) -> None:
+    def adapt(self, transformer: nn.Module, names: Collection[str] = ()) -> None:
         """The distilled LoRA with random matrices, in host memory."""
         lora: Any = _RandomLoRA(transformer, torch.Generator("cuda").manual_seed(self.seed + 1))
         inject(transformer, [(DISTILLED, lora)], torch.device("cpu"))

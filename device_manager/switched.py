@@ -7,7 +7,7 @@ and a host copy is made while the weights are read, never from the device.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,8 @@ class SwitchedSpec:
         skeleton: the module on the meta device, in its final dtypes.
         fill: writes every tensor, by name, into memory that is given, on the host or on the device.
         layers: path of the module list that is copied, merged and waited for layer by layer.
-        adapt: wraps layers of a module that shares the weights; the adapters' matrices are read into host memory.
+        adapt: wraps layers of a module that shares the weights with the adapters of these names; their matrices are
+            read into host memory.
         set_adapters: gives adapters of a wrapped module their strengths.
         merge: adds adapters, by strength, into those weights that it is given by name; the wrapped module holds their
             matrices.
@@ -42,7 +43,7 @@ class SwitchedSpec:
     skeleton: Callable[[], nn.Module]
     fill: Callable[[Mapping[str, Tensor]], None]
     layers: str
-    adapt: Callable[[nn.Module], None]
+    adapt: Callable[[nn.Module, Collection[str]], None]
     set_adapters: Callable[[nn.Module, Strengths], None]
     merge: Merge
 
@@ -74,6 +75,7 @@ class Switched:
         self._dirty = False  # a merge into the base was begun
         self._arrived: list[Event] = []  # of every group that is on its way to the base
         self._adapters: Adapters | None = None
+        self._names: frozenset[str] = frozenset()  # of the adapters that the wrapped module has, or will have
         self._applied: Hashable = None  # strengths that the wrapped module's adapters have
         self._keep_adapters = False  # the next use wants them where they are
         self._second: WeightSet | None = None  # merged weights beside the base
@@ -137,11 +139,18 @@ class Switched:
             with plain_tensors():
                 wrapped = self.spec.skeleton()
                 share(plain, wrapped)
-                self.spec.adapt(wrapped.eval())
+                self.spec.adapt(wrapped.eval(), self._names)
                 base = {id(tensor) for tensor in self._tensors}
                 self._hook(wrapped, self._wait_group)
                 self._adapters = Adapters(wrapped, base, self.spec.layers, self._streams, self._budget, self._moved)
         return self._adapters
+
+    def _want(self, names: Collection[str]) -> None:
+        """Adapters that the wrapped module lacks: it is made anew, with the wanted ones. The weights stay."""
+        if self._names.issuperset(names):
+            return
+        self._abandon()
+        self._adapters, self._applied, self._names = None, None, frozenset(names)
 
     def _hook(self, module: nn.Module, before: Callable[[int], None]) -> None:
         """Calls ``before(group)`` before every layer, so that it waits for its own weights only."""
@@ -292,7 +301,10 @@ class Switched:
         active = _active(strengths)
         if self._plain is None or not active:
             return
+        if self._adapters is not None and not self._names.issuperset(strengths):
+            return  # the wrapped module may be in use
         with plain_tensors():
+            self._want(strengths)
             if self.mode is Mode.ORIGINAL:
                 self._load_adapters().fetch()
                 self._keep_adapters = True
@@ -309,6 +321,7 @@ class Switched:
         self._keep_adapters = False
         try:
             with plain_tensors():
+                self._want(strengths)
                 module = self._ready(active, strengths)
             yield module
         except BaseException:
@@ -338,7 +351,7 @@ class Switched:
         adapters.fetch()
         adapters.wait()
         if self._applied != _key(strengths):
-            self.spec.set_adapters(adapters.module, strengths)
+            self.spec.set_adapters(adapters.module, {**dict.fromkeys(self._names, 0.0), **strengths})
             self._applied = _key(strengths)
         return adapters.module
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -80,7 +81,10 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA under the name that it has in the transformer; ``source`` is None for the distilled one."""
+    """A LoRA under the name that it has in the transformer; ``source`` is None for the distilled one.
+
+    The name of a user's LoRA says which file it is: the same file has the same name in every set, however often given.
+    """
 
     name: str
     lora: LoRAFile
@@ -98,7 +102,9 @@ class ModelSet:
 
     Attributes:
         dtype: of the loaded weights; the vocoder's are float32.
-        adapters: LoRAs, in the order of their injection.
+        adapters: the LoRAs of this set.
+        layers: (out, in) of the transformer's linear layers by path.
+        loras: every LoRA of this set and of those that were made from it, by name: one loaded transformer serves all.
     """
 
     files: ModelFiles
@@ -112,6 +118,8 @@ class ModelSet:
     gemma: GemmaSource
     adapters: tuple[Adapter, ...]
     sources: Mapping[Component, ComponentSource]
+    layers: Mapping[str, tuple[int, int]]
+    loras: dict[str, LoRAFile]
 
     @classmethod
     def open(cls, files: ModelFiles, dtype: torch.dtype) -> ModelSet:
@@ -152,8 +160,24 @@ class ModelSet:
         if files.upsampler is not None:
             upsampler, sources[Component.UPSAMPLER] = _open_upsampler(files.upsampler, video, parts.checkpoint)
         adapters = _open_adapters(files, layers, transformer.generation)
+        loras = {adapter.name: adapter.lora for adapter in adapters}
         gemma = _open_gemma(files.gemma, text)
-        return cls(files, dtype, transformer, text, video, audio, vocoder, upsampler, gemma, adapters, sources)
+        return cls(
+            files, dtype, transformer, text, video, audio, vocoder, upsampler, gemma, adapters, sources, layers, loras
+        )
+
+    def with_lora(self, source: LoRASource) -> ModelSet:
+        """This set with one LoRA more. A transformer that is loaded serves both sets: only adapters differ.
+
+        Raises:
+            CheckpointError: the file is no LoRA for this transformer.
+            SettingError: its strength or stage cannot work.
+        """
+        _check_loras((source,))
+        adapter = _open_adapter(source, self.layers, self.generation)
+        self.loras[adapter.name] = adapter.lora
+        files = replace(self.files, loras=(*self.files.loras, source))
+        return replace(self, files=files, adapters=(*self.adapters, adapter))
 
     @property
     def generation(self) -> str:
@@ -205,7 +229,7 @@ class ModelSet:
             return self.gemma.load_model(self.dtype, device)
         module = self._source(component).build(device, self._dtype(component))
         if component is Component.TRANSFORMER and self.adapters:
-            inject(module, [(adapter.name, adapter.lora) for adapter in self.adapters])
+            inject(module, self._files_of({adapter.name for adapter in self.adapters}))
         return module
 
     def skeleton(self, component: Component) -> nn.Module:
@@ -220,9 +244,16 @@ class ModelSet:
         """
         self._source(component).fill(tensors)
 
-    def adapt(self, transformer: nn.Module) -> None:
-        """Puts every LoRA into a transformer, inactive, its matrices in host memory."""
-        inject(transformer, [(adapter.name, adapter.lora) for adapter in self.adapters], torch.device("cpu"))
+    def adapt(self, transformer: nn.Module, names: Collection[str]) -> None:
+        """Puts the LoRAs of these names into a transformer, inactive, their matrices in host memory.
+
+        They may be those of another set that was made from this one.
+        """
+        inject(transformer, self._files_of(names), torch.device("cpu"))
+
+    def _files_of(self, names: Collection[str]) -> list[tuple[str, LoRAFile]]:
+        # In one order whatever came before, so that sums round alike
+        return [(name, self.loras[name]) for name in sorted(names)]
 
     def component_bytes(self, component: Component) -> int:
         """Bytes of a loaded component, for the transformer without its LoRAs (:meth:`adapter_bytes`)."""
@@ -232,10 +263,13 @@ class ModelSet:
 
     def adapter_bytes(self) -> int:
         """Bytes of all loaded LoRAs."""
-        return sum(adapter.lora.parameters for adapter in self.adapters) * self.dtype.itemsize
+        files = {adapter.name: adapter.lora for adapter in self.adapters}
+        return sum(lora.parameters for lora in files.values()) * self.dtype.itemsize
 
     def adapter_strengths(self, phase: Phase, distilled_strength: tuple[float, float]) -> Mapping[str, float]:
         """Strength of every adapter in a denoising stage; empty in the other phases, which change none.
+
+        A file that is given several times acts with the sum of its strengths.
 
         Args:
             distilled_strength: of the distilled LoRA in stage 1 and in stage 2.
@@ -243,7 +277,10 @@ class ModelSet:
         stage = _STAGES.get(phase)
         if stage is None:
             return {}
-        return {adapter.name: adapter.strength(stage, distilled_strength) for adapter in self.adapters}
+        strengths = dict.fromkeys(sorted(adapter.name for adapter in self.adapters), 0.0)
+        for adapter in self.adapters:
+            strengths[adapter.name] += adapter.strength(stage, distilled_strength)
+        return strengths
 
     def set_phase(self, transformer: nn.Module, phase: Phase, distilled_strength: tuple[float, float]) -> None:
         """Gives every adapter its strength for a phase; phases other than the two stages leave them as they are."""
@@ -337,11 +374,16 @@ def _open_adapters(files: ModelFiles, layers: Mapping[str, tuple[int, int]], gen
     adapters = []
     if files.distilled_lora is not None:
         adapters.append(Adapter(DISTILLED, LoRAFile.open(files.distilled_lora, "distilled-lora"), None))
-    for number, source in enumerate(files.loras, 1):
-        adapters.append(Adapter(f"lora_{number}", LoRAFile.open(source.path, "lora"), source))
-    for adapter in adapters:
-        check_fit(adapter.lora, layers, generation)
-    return tuple(adapters)
+        check_fit(adapters[0].lora, layers, generation)
+    return (*adapters, *(_open_adapter(source, layers, generation) for source in files.loras))
+
+
+def _open_adapter(source: LoRASource, layers: Mapping[str, tuple[int, int]], generation: str) -> Adapter:
+    lora = LoRAFile.open(source.path, "lora")
+    check_fit(lora, layers, generation)
+    status = source.path.stat()
+    identity = f"{source.path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    return Adapter(f"lora_{sha256(identity.encode()).hexdigest()[:16]}", lora, source)
 
 
 def _open_gemma(path: Path, text: TextConfig) -> GemmaSource:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -407,11 +408,15 @@ def test_lora_settings_are_checked(tiny: TinyFiles, strength: float, stage: Any)
         ModelSet.open(all_files(tiny, loras=(LoRASource(tiny.lora, strength, stage),)), torch.float32)
 
 
-def test_phases_set_the_strengths_of_all_adapters(tiny: TinyFiles) -> None:
-    loras = tuple(LoRASource(tiny.lora, *given) for given in ((0.5, "both"), (0.25, "1"), (-1.0, "2")))
-    models = ModelSet.open(all_files(tiny, loras=loras), torch.float32)
-    first = {"distilled": 0.25, "lora_1": 0.5, "lora_2": 0.25, "lora_3": 0.0}
-    second = {"distilled": 0.75, "lora_1": 0.5, "lora_2": 0.0, "lora_3": -1.0}
+def test_phases_set_the_strengths_of_all_adapters(tiny: TinyFiles, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    shutil.copy(tiny.lora, other)
+    given = ((tiny.lora, 0.5, "both"), (other, 0.25, "1"), (tiny.lora, -1.0, "2"))
+    models = ModelSet.open(all_files(tiny, loras=tuple(LoRASource(*lora) for lora in given)), torch.float32)  # type: ignore[arg-type]
+    twice, once = (adapter.name for adapter in models.adapters[1:3])
+    assert models.adapters[3].name == twice != once
+    first = dict(sorted({"distilled": 0.25, twice: 0.5, once: 0.25}.items()))
+    second = dict(sorted({"distilled": 0.75, twice: -0.5, once: 0.0}.items()))
     transformer = models.build(Component.TRANSFORMER, "cpu")
     layer = transformer.get_submodule("transformer_blocks.0.attn1.to_q")
     assert layer.active_adapters == []  # no strength is given yet

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ class World:
             for tensor in tensors.values():
                 tensor.copy_(2 * torch.eye(4))
 
-        def adapt(module: nn.Module) -> None:
+        def adapt(module: nn.Module, names: Collection[str]) -> None:
             for index, layer in enumerate(module.layers):
                 module.layers[index] = Adapted(layer)
 

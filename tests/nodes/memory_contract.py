@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +81,7 @@ class Agreement:
         def set_adapters(module: nn.Module, strengths: Mapping[str, float]) -> None:
             module.layers[0].strength = strengths["lora"]
 
-        def adapt(module: nn.Module) -> None:
+        def adapt(module: nn.Module, names: Collection[str]) -> None:
             module.layers[0] = Adapted(module.layers[0])
 
         spec = SwitchedSpec(skeleton, fill, "layers", adapt, set_adapters, merge)
