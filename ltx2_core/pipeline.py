@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -84,8 +85,13 @@ class Pipeline:
 
     def __init__(self, models: Models, residency: Residency) -> None:
         self.models, self.residency = models, residency
-        self._prompts: OrderedDict[str, PromptContext] = OrderedDict()
-        self._last_request: GenerationRequest | None = None  # of a stage that denoised
+        self._memory = _Memory()
+
+    def with_models(self, models: Models) -> Pipeline:
+        """This pipeline with models that differ in their LoRAs alone: prompts that it has encoded serve both."""
+        other = Pipeline(models, self.residency)
+        other._memory = self._memory
+        return other
 
     def validate(self, request: GenerationRequest) -> None:
         """Raises :class:`SettingError` before any weight is read."""
@@ -101,15 +107,16 @@ class Pipeline:
         """
         guided = needs_negative(request.recipe.guidance)
         wanted = [request.prompt, request.negative_prompt] if guided else [request.prompt]
-        missing = [prompt for prompt in dict.fromkeys(wanted) if prompt not in self._prompts]
+        known = self._memory.prompts
+        missing = [prompt for prompt in dict.fromkeys(wanted) if prompt not in known]
         if missing:
             new = encode_prompts(self.models, self.residency, missing, progress)
-            self._prompts.update(zip(missing, new, strict=True))
-        contexts = [self._prompts[prompt] for prompt in wanted]
+            known.update(zip(missing, new, strict=True))
+        contexts = [known[prompt] for prompt in wanted]
         for prompt in wanted:
-            self._prompts.move_to_end(prompt)
-        while len(self._prompts) > _PROMPTS_KEPT:
-            self._prompts.popitem(last=False)
+            known.move_to_end(prompt)
+        while len(known) > _PROMPTS_KEPT:
+            known.popitem(last=False)
         return contexts[0], contexts[1] if guided else None
 
     @_stage
@@ -126,7 +133,7 @@ class Pipeline:
         progress: Progress = _QUIET,
     ) -> LatentPair:
         """Stage 1: guided denoising, at half size when the recipe has two stages."""
-        self._last_request = request
+        self._memory.last_request = request
         plan = plan_stages(self.models, request)[0]
         return denoise_stage(self.models, self.residency, request, plan, positive, negative, None, progress)
 
@@ -147,7 +154,7 @@ class Pipeline:
         plan = plan_stages(self.models, request)[-1]
         if plan.phase is not Phase.STAGE_2:
             raise ValueError(f"the {request.recipe.name} recipe has no second stage")
-        self._last_request = request
+        self._memory.last_request = request
         return denoise_stage(self.models, self.residency, request, plan, positive, None, upsampled, progress)
 
     @_stage_without_retry
@@ -198,7 +205,7 @@ class Pipeline:
 
     def last_report(self) -> RunReport:
         """What the last run cost, in one go or stage by stage, and what is held now; waits for the device."""
-        return self._report(self._last_request, self.residency.last_records())
+        return self._report(self._memory.last_request, self.residency.last_records())
 
     def _report(self, request: GenerationRequest | None, records: Sequence[Mapping[str, Any]]) -> RunReport:
         device, held = self.residency.device, self.residency.status()
@@ -216,6 +223,18 @@ class Pipeline:
             host_bytes=dict(held["host"]),
             pinned_bytes=sum(held["pinned"].values()),
         )
+
+
+@dataclass
+class _Memory:
+    """What pipelines over the same loaded models share.
+
+    Attributes:
+        last_request: of the last stage that denoised.
+    """
+
+    prompts: OrderedDict[str, PromptContext] = field(default_factory=OrderedDict)
+    last_request: GenerationRequest | None = None
 
 
 class _Kept:

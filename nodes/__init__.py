@@ -7,12 +7,16 @@ from comfy_api.latest import ComfyExtension, io
 from .generate import Generate
 from .image import ImageCondition
 from .loader import Loader
+from .lora import LoRA
+from .recipe import Recipe
 from .report import Report
 from .stages import Decode, Denoise, LoRASwitch, Refine, Upsample
 from .text import TextEncode
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     Loader,
+    LoRA,
+    Recipe,
     TextEncode,
     ImageCondition,
     Denoise,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..device_manager.report import stage_table
 from ..ltx2_core.errors import LTX2Error
+from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.stages.validate import check_prompt
 from ..ltx2_core.types import ImageCondition
 from .conversions import ImageSink, to_audio, to_latent, to_video
 from .handle import PipelineHandle
 from .host import NodeProgress
 from .request import clip_request, problem_when_queued
-from .sockets import CATEGORY, clip_inputs, images_input, pipeline_input, prompt_inputs
+from .sockets import CATEGORY, audio_input, clip_inputs, images_input, pipeline_input, prompt_inputs, recipe_input
 
 
 class Generate(io.ComfyNode):
@@ -33,6 +36,8 @@ class Generate(io.ComfyNode):
                 *prompt_inputs(),
                 *clip_inputs(),
                 images_input(),
+                recipe_input(),
+                audio_input(),
             ],
             outputs=[
                 io.Video.Output("video", display_name="video", tooltip="Frames and sound together, for Save Video."),
@@ -76,15 +81,18 @@ class Generate(io.ComfyNode):
         seed: int,
         steps: int,
         images: tuple[ImageCondition, ...] | None = None,
+        recipe: RecipeChoice | None = None,
+        audio: Mapping[str, Any] | None = None,
     ) -> io.NodeOutput:
+        choice = recipe or RecipeChoice(preset, steps or None)
         request = clip_request(
-            pipeline, prompt, negative_prompt, preset, width, height, frames, fps, seed, steps, images
+            pipeline, prompt, negative_prompt, choice, width, height, frames, fps, seed, images, audio
         )
         sink = ImageSink()
         result = pipeline.pipeline.run(request, NodeProgress(), sink)
-        pixels, audio = sink.images(), to_audio(result.audio)
+        pixels, sound = sink.images(), to_audio(result.audio)
         report = dataclasses.asdict(result.report)
         table = stage_table(report["stages"], result.report.mode, result.report.mode_reason)
         latent, text = to_latent(result.final, request), json.dumps(report, indent=2)
-        video = to_video(pixels, audio, fps)
-        return io.NodeOutput(video, pixels, audio, latent, text, ui=ui.PreviewText(table))
+        video = to_video(pixels, sound, fps)
+        return io.NodeOutput(video, pixels, sound, latent, text, ui=ui.PreviewText(table))

@@ -14,10 +14,10 @@ import torch
 
 from ..assembly import open_manager
 from ..device_manager.manager import DeviceManager
-from ..ltx2_core.errors import SettingError
-from ..ltx2_core.loading.model_set import ModelFiles, ModelSet
+from ..ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ..ltx2_core.pipeline import Pipeline
-from ..ltx2_core.recipes import Recipe, official_recipe
+from ..ltx2_core.recipe_choice import RecipeChoice
+from ..ltx2_core.recipes import Recipe
 from .residency import HostEntry, HostMemory, ask, most_bytes
 
 log = logging.getLogger("ltx2.nodes")
@@ -40,21 +40,29 @@ class PipelineHandle:
     context_widths: tuple[int, int]
     distilled_strength: tuple[float | None, float | None] = (None, None)
 
-    def recipe(self, preset: str, steps: int = 0) -> Recipe:
-        """The official recipe of these models, with this handle's strengths.
+    def recipe(self, preset: str) -> Recipe:
+        """The official recipe of these models, with this handle's strengths."""
+        return self.chosen(RecipeChoice(preset))
 
-        Args:
-            steps: of stage 1; 0 takes the recipe's.
+    def chosen(self, choice: RecipeChoice) -> Recipe:
+        """The recipe that was chosen, for these models and with this handle's strengths.
 
         Raises:
-            SettingError: the preset is unknown, or has fixed steps and others were asked for.
+            SettingError: the preset is unknown, or a value would be ignored.
         """
         models = self.pipeline.models
-        recipe = official_recipe(preset, models.generation, models.num_layers)
-        if steps and recipe.sigmas is not None and steps != recipe.steps:
-            problem = f"the {preset} recipe has {recipe.steps} fixed steps"
-            raise SettingError("steps", steps, problem, "Set it to 0, or choose another preset.")
-        return self.adjusted(replace(recipe, steps=steps or recipe.steps))
+        return self.adjusted(choice.recipe(models.generation, models.num_layers))
+
+    def with_lora(self, lora: LoRASource) -> PipelineHandle:
+        """The same loaded models with one LoRA more.
+
+        Raises:
+            CheckpointError: the file is no LoRA for these models.
+            SettingError: its strength or stage cannot work.
+        """
+        models = self.pipeline.models
+        assert isinstance(models, ModelSet)
+        return replace(self, pipeline=self.pipeline.with_models(models.with_lora(lora)))
 
     def adjusted(self, recipe: Recipe) -> Recipe:
         """The recipe with this handle's strengths of the distilled LoRA."""

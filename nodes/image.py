@@ -24,9 +24,10 @@ class ImageCondition(io.ComfyNode):
                 io.Int.Input(
                     "frame",
                     default=0,
-                    min=0,
+                    min=-8193,
                     max=8192,
-                    tooltip="Frame that shows the image. 0 is the first: the clip starts from it.",
+                    tooltip="Frame that shows the image. 0 is the first: the clip starts from it. -1 is the last, and "
+                    "other negative numbers count from the end too.",
                 ),
                 io.Float.Input(
                     "strength",

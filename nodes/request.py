@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import RECIPE_NAMES
 from ..ltx2_core.request import GenerationRequest
-from ..ltx2_core.types import ImageCondition
+from ..ltx2_core.types import AudioClip, ImageCondition
 from .handle import PipelineHandle
 
 
@@ -15,23 +18,26 @@ def clip_request(
     handle: PipelineHandle,
     prompt: str,
     negative_prompt: str,
-    preset: str,
+    choice: RecipeChoice,
     width: int,
     height: int,
     frames: int,
     fps: float,
     seed: int,
-    steps: int,
     images: tuple[ImageCondition, ...] | None,
+    audio: Mapping[str, Any] | None,
 ) -> GenerationRequest:
     """The request, checked.
+
+    Args:
+        audio: the host's AUDIO.
 
     Raises:
         SettingError: before any weight is read.
     """
     request = GenerationRequest(
         prompt=prompt,
-        recipe=handle.recipe(preset, steps),
+        recipe=handle.chosen(choice),
         negative_prompt=negative_prompt,
         width=width,
         height=height,
@@ -39,6 +45,9 @@ def clip_request(
         fps=fps,
         seed=seed,
         images=images or (),
+        audio=None if audio is None else AudioClip(audio["waveform"], int(audio["sample_rate"])),
+        audio_source=choice.audio_source,
+        revision=choice.revision,
     )
     handle.pipeline.validate(request)
     return request

@@ -11,6 +11,7 @@ from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SEED, DEFAU
 CATEGORY = "LTX-2 Two-Stage"
 PipelineSocket = io.Custom("LTX2_PIPELINE")
 ImagesSocket = io.Custom("LTX2_IMAGES")
+RecipeSocket = io.Custom("LTX2_RECIPE")
 
 _LARGEST = 8192
 # What the widgets step by: the released video VAEs' cells. Their multiples fit finer ones too, and a size that the
@@ -113,3 +114,21 @@ def images_input(
     tooltip: str = "Images that the clip must show, from LTX-2 Image Condition. Without any: text to video.",
 ) -> Any:
     return ImagesSocket.Input("images", optional=True, tooltip=tooltip)
+
+
+def recipe_input() -> Any:
+    return RecipeSocket.Input(
+        "recipe",
+        optional=True,
+        tooltip="Preset, steps and every other number of the sampling, from LTX-2 Recipe. Takes the place of this "
+        "node's own preset and steps.",
+    )
+
+
+def audio_input() -> Any:
+    return io.Audio.Input(
+        "audio",
+        optional=True,
+        tooltip="Sound that the picture is made for, mono or stereo, cut to the clip's length or followed by silence. "
+        "The clip has it as it is. Without any: the sound is made with the picture.",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,12 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import AudioSource
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.sampling.guidance import needs_negative
 from ..ltx2_core.stages.decode import decode_audio, decode_video
+from ..ltx2_core.stages.validate import check_audio
 from ..ltx2_core.types import AudioClip, Component, ImageCondition, LatentPair, Phase
 from .conversions import (
     Conditioning,
@@ -34,7 +37,15 @@ from .host import NodeProgress
 from .refine_request import FROM_LATENT, TWO_STAGE_PRESETS, check_upsampled, refine_request
 from .report import stages_text
 from .request import clip_request, problem_when_queued
-from .sockets import CATEGORY, clip_inputs, images_input, pipeline_input, pipeline_output
+from .sockets import (
+    CATEGORY,
+    audio_input,
+    clip_inputs,
+    images_input,
+    pipeline_input,
+    pipeline_output,
+    recipe_input,
+)
 
 STAGE_1, STAGE_2 = "stage 1", "stage 2"
 FROM_PRESET = "preset"
@@ -62,6 +73,8 @@ class Denoise(io.ComfyNode):
                     "needs none.",
                 ),
                 images_input(),
+                recipe_input(),
+                audio_input(),
             ],
             outputs=[
                 pipeline_output("The same models, for the node that runs next."),
@@ -94,14 +107,17 @@ class Denoise(io.ComfyNode):
         steps: int,
         negative: Conditioning | None = None,
         images: tuple[ImageCondition, ...] | None = None,
+        recipe: RecipeChoice | None = None,
+        audio: Mapping[str, Any] | None = None,
     ) -> io.NodeOutput:
+        choice = recipe or RecipeChoice(preset, steps or None)
         request = clip_request(
-            pipeline, prompt_text(positive), "", preset, width, height, frames, fps, seed, steps, images
+            pipeline, prompt_text(positive), "", choice, width, height, frames, fps, seed, images, audio
         )
         guided = needs_negative(request.recipe.guidance)
         if guided and negative is None:
             fix = "Connect the negative output of LTX-2 Text Encode."
-            raise SettingError("negative", None, f"the {preset} preset needs it", fix)
+            raise SettingError("negative", None, f"the {choice.preset} preset needs it", fix)
         context = to_context(positive, pipeline, "positive")
         against = to_context(negative, pipeline, "negative") if guided and negative is not None else None
         pair = pipeline.pipeline.denoise(request, context, against, NodeProgress())
@@ -249,6 +265,7 @@ class Refine(io.ComfyNode):
         request = refine_request(latent, pipeline, upsampled, positive, preset, fps, seed, images)
         if audio_source != FROM_PRESET:
             request = replace(request, audio_source=AudioSource(audio_source))
+            check_audio(request.audio, request.audio_source)
         check_upsampled(pipeline, upsampled, request)
         context = to_context(positive, pipeline, "positive")
         refined = pipeline.pipeline.refine(request, upsampled, context, NodeProgress())

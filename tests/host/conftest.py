@@ -195,6 +195,8 @@ def _place_files(base: Path, tiny: Path) -> None:
             target.mkdir(parents=True, exist_ok=True)
             shutil.move(path, target / path.name)
         shutil.copytree(files.gemma, base / "models" / "text_encoders" / f"gemma-{variant}")
+        if variant == "2.3":
+            shutil.move(files.lora, base / "models" / "loras" / "style.safetensors")
     _place_wrong_files(base / "models")
 
 

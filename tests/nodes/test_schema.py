@@ -16,16 +16,20 @@ pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 FROZEN_IDS = {
     "LTX2TwoStageLoader": "checkpoint text_encoder distilled_lora upsampler dtype device_mode video_vae audio_vae"
     " text_projection -> LTX2_PIPELINE",
+    "LTX2TwoStageLoRA": "pipeline lora strength stage -> LTX2_PIPELINE",
+    "LTX2TwoStageRecipe": "preset steps sampler video_cfg video_stg video_modality video_rescale video_blocks"
+    " video_skip audio_cfg audio_stg audio_modality audio_rescale audio_blocks audio_skip distilled_strength_1"
+    " distilled_strength_2 audio_source revision sigmas refine_sigmas schedule_tokens guidance_passes -> LTX2_RECIPE",
     "LTX2TwoStageTextEncode": "pipeline prompt negative_prompt -> CONDITIONING CONDITIONING",
     "LTX2TwoStageImageCondition": "image frame strength images -> LTX2_IMAGES",
-    "LTX2TwoStageDenoise": "pipeline positive preset width height frames fps seed steps negative images"
+    "LTX2TwoStageDenoise": "pipeline positive preset width height frames fps seed steps negative images recipe audio"
     " -> LTX2_PIPELINE LATENT",
     "LTX2TwoStageLoRASwitch": "pipeline stage strength -> LTX2_PIPELINE",
     "LTX2TwoStageUpsample": "pipeline latent -> LATENT",
     "LTX2TwoStageRefine": "pipeline positive latent audio_source preset fps seed images -> LTX2_PIPELINE LATENT",
     "LTX2TwoStageDecode": "pipeline latent fps vae -> IMAGE AUDIO VIDEO",
-    "LTX2TwoStageGenerate": "pipeline prompt negative_prompt preset width height frames fps seed steps images"
-    " -> VIDEO IMAGE AUDIO LATENT STRING",
+    "LTX2TwoStageGenerate": "pipeline prompt negative_prompt preset width height frames fps seed steps images recipe"
+    " audio -> VIDEO IMAGE AUDIO LATENT STRING",
     "LTX2TwoStageReport": "pipeline after -> STRING STRING IMAGE SVG",
 }
 

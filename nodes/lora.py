@@ -1,0 +1,72 @@
+"""LoRAs of the user, one node each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..ltx2_core.errors import SettingError
+from ..ltx2_core.loading.model_set import LoRASource, Stage
+from . import host
+from .handle import PipelineHandle, file_stamps
+from .sockets import CATEGORY, pipeline_input, pipeline_output
+
+FOLDERS = ("loras",)
+STAGES: Mapping[str, Stage] = {"both": "both", "stage 1": "1", "stage 2": "2"}
+_STRONGEST = 100.0
+
+
+class LoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTX2TwoStageLoRA",
+            display_name="LTX-2 LoRA",
+            category=CATEGORY,
+            description="Adds a LoRA to the transformer, in one stage or in both. Chain several for several LoRAs. The "
+            "loaded checkpoint stays: another LoRA or strength does not read it again.",
+            search_aliases=["LTX-2", "LoRA", "style"],
+            inputs=[
+                pipeline_input(),
+                io.Combo.Input(
+                    "lora",
+                    options=host.model_files(FOLDERS),
+                    tooltip="LoRA for the checkpoint's generation, from models/loras. Not the distilled one, which "
+                    "LTX-2 Loader takes.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-_STRONGEST,
+                    max=_STRONGEST,
+                    step=0.01,
+                    tooltip="How strongly it acts: 1 as it was made, 0 not at all.",
+                ),
+                io.Combo.Input(
+                    "stage",
+                    options=list(STAGES),
+                    default="both",
+                    tooltip="Where it acts: stage 1 decides about content and motion, stage 2 about detail.",
+                ),
+            ],
+            outputs=[pipeline_output("The models with this LoRA, for every other LTX-2 node.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, strength: float | None = None) -> bool | str:
+        if strength is not None and not abs(strength) <= _STRONGEST:
+            problem = f"must be a number from {-_STRONGEST:g} to {_STRONGEST:g}"
+            return str(SettingError("lora strength", strength, problem, "1 applies the LoRA as made."))
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> Any:
+        """A file that changed on disk is opened again."""
+        return file_stamps(host.model_path("lora", inputs["lora"], FOLDERS)) if inputs.get("lora") else None
+
+    @classmethod
+    def execute(cls, pipeline: PipelineHandle, lora: str, strength: float, stage: str) -> io.NodeOutput:
+        path = host.model_path("lora", lora, FOLDERS)
+        return io.NodeOutput(pipeline.with_lora(LoRASource(path, strength, STAGES[stage])))
