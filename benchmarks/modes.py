@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import platform
 import statistics
 import subprocess
@@ -38,6 +39,7 @@ class ModesBenchmark:
     Attributes:
         modes: device modes, one after the other; the first is the one that others are compared with.
         caps_gb: then, for each, what auto does when this process may take only so much of the GPU.
+        new_prompt: a counted run with a new prompt comes before the one that repeats it.
     """
 
     generation: str
@@ -45,6 +47,7 @@ class ModesBenchmark:
     size: VideoSize
     modes: tuple[str, ...]
     caps_gb: tuple[float, ...] = ()
+    new_prompt: bool = True
 
     def request(self, models: SyntheticModels) -> GenerationRequest:
         recipe = official_recipe(self.recipe, self.generation, models.num_layers)
@@ -118,18 +121,20 @@ def _measure(benchmark: ModesBenchmark, mode: str, short: bool) -> tuple[dict[st
     counted = replace(few if short else full, prompt=ANOTHER)
     runs: dict[str, dict[str, Any]] = {}
     kept: list[dict[str, Tensor]] = []
-    for name, request in (("first", few), ("new_prompt", counted), ("same_prompt", counted)):
-        torch.cuda.synchronize()
+    plan = [("first", few if benchmark.new_prompt else replace(few, prompt=ANOTHER)), ("same_prompt", counted)]
+    if benchmark.new_prompt:
+        plan.insert(1, ("new_prompt", counted))
+    for name, request in plan:
+        # Nothing waits for the device here: a run starts while the last one's restore is still under way
         begin = time.perf_counter()
         result = pipeline.run(request, keep_latents=True)
-        torch.cuda.synchronize()
         seconds = round(time.perf_counter() - begin, 3)
         runs[name] = {"steps": request.recipe.steps, "total_s": seconds, "stages": asdict(result.report)["stages"]}
         runs[name]["reserved_bytes"] = torch.cuda.max_memory_reserved()
         kept = [*kept[-1:], result.latents]
         stages = ", ".join(f"{s['name']} {s['ms']:.0f}" for s in runs[name]["stages"])
         logger.info("%s, %s: %.2f s (ms: %s)", mode, name, seconds, stages)
-    warm = [stage["peak_bytes"] for name in ("new_prompt", "same_prompt") for stage in runs[name]["stages"]]
+    warm = [stage["peak_bytes"] for name in runs if name != "first" for stage in runs[name]["stages"]]
     outcome = {
         "request": {"generation": models.generation, "recipe": full.recipe.name, **benchmark.size._asdict(),
                     "fps": full.fps, "dtype": str(models.dtype)},
@@ -139,14 +144,14 @@ def _measure(benchmark: ModesBenchmark, mode: str, short: bool) -> tuple[dict[st
         "peak_bytes": max(warm),
         "idle_switch_ms": _switch_times(manager, models, full.recipe),
         "where": manager.status(),
-        "last_two_runs_differ_in": _differences(kept[0], kept[1]),
-        "all_finite": all(bool(t.float().isfinite().all()) for t in kept[1].values()),
+        "last_two_runs_differ_in": _differences(kept[0], kept[-1]) if benchmark.new_prompt else None,
+        "all_finite": all(bool(t.float().isfinite().all()) for t in kept[-1].values()),
     }  # fmt: skip
     manager.drop()
     logger.info("%s: %.2f s, peak %.1f GB, idle switch %s ms, host %s, differs between runs: %s", outcome["mode"],
                 runs["same_prompt"]["total_s"], max(warm) / 1e9, outcome["idle_switch_ms"],
                 outcome["where"]["host"], outcome["last_two_runs_differ_in"])  # fmt: skip
-    return outcome, kept[1]
+    return outcome, kept[-1]
 
 
 def _empty() -> None:
@@ -181,14 +186,14 @@ def _against(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
     }
     longer = {name: value - ms[first["mode"]].get(name, 0.0) for name, value in ms[other["mode"]].items()}
     total = [mode["runs"]["same_prompt"]["total_s"] for mode in (first, other)]
-    new = [mode["runs"]["new_prompt"]["total_s"] for mode in (first, other)]
+    new = [mode["runs"].get("new_prompt", {}).get("total_s", math.nan) for mode in (first, other)]
     switch = sum(longer.get(phase.value, 0.0) for phase in (Phase.STAGE_1, Phase.UPSAMPLE, Phase.STAGE_2))
     return {
         "stages_ms": {name: round(value, 1) for name, value in longer.items()},
         "to_stage_2_ms": round(switch, 1),
         "back_ms": round((total[1] - total[0]) * 1000 - switch, 1),
         "total": round(total[1] / total[0], 4),
-        "new_prompt_s": round((new[1] - total[1]) - (new[0] - total[0]), 3),
+        **({} if math.isnan(new[0]) else {"new_prompt_s": round((new[1] - total[1]) - (new[0] - total[0]), 3)}),
     }
 
 

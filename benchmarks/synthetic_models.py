@@ -31,6 +31,8 @@ PROMPT_TOKENS = 100  # an ordinary prompt
 DISTILLED = "distilled"
 LORA_RANK = 384  # of the official file, capped per layer at min(in, out)
 LORA_STD = 0.01
+# Weights are slices of one pool of normal numbers, each from another place: making 38 GB of new ones takes 20 s
+POOL, OFFSET = 2**26, 7_654_321
 GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
 GEMMA_BYTES = 23_532_000_000
 
@@ -97,13 +99,22 @@ class SyntheticModels:
             return self._empty(component).to(dtype).eval().requires_grad_(False)
 
     def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
-        """Random weights, made on the GPU tensor by tensor, for memory on the GPU or on the host."""
-        generator = torch.Generator("cuda").manual_seed(self.seed)
+        """Random weights, for memory on the GPU or on the host: the same in both."""
+        pools: dict[torch.device, Tensor] = {}
+        pool = torch.randn(POOL, generator=torch.Generator().manual_seed(self.seed)).to(self.dtype)
+        at = 0
         for name, tensor in tensors.items():
-            value = torch.empty(tensor.shape, device="cuda", dtype=tensor.dtype)
+            if tensor.device not in pools:
+                pools[tensor.device] = pool.to(tensor.device)
             spread = 0.8 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 and "table" not in name else 0.2
-            value.normal_(1.0 if name.endswith("norm.weight") else 0.0, spread, generator=generator)
-            tensor.copy_(value)
+            mean = 1.0 if name.endswith("norm.weight") else 0.0
+            flat = tensor.view(-1)
+            for begin in range(0, len(flat), POOL // 2):
+                part = flat[begin : begin + POOL // 2]
+                at = (at + OFFSET) % (POOL - len(part) + 1)
+                torch.mul(pools[tensor.device][at : at + len(part)], spread, out=part)
+                if mean:
+                    part.add_(mean)
 
     def adapt(self, transformer: nn.Module, names: Collection[str] = ()) -> None:
         """The distilled LoRA with random matrices, in host memory."""

@@ -72,7 +72,7 @@ class Switched:
         self._layout: Layout | None = None
         self._host: WeightSet | None = None
         self._base: WeightSet | None = None
-        self._dirty = False  # a merge into the base was begun
+        self._dirty = False  # the base holds something else than the clean weights, or may
         self._arrived: list[Event] = []  # of every group that is on its way to the base
         self._adapters: Adapters | None = None
         self._names: frozenset[str] = frozenset()  # of the adapters that the wrapped module has, or will have
@@ -167,7 +167,7 @@ class Switched:
         if merge is None:
             return
         with plain_tensors():
-            if self._dirty:
+            if self.mode is Mode.SNAPSHOT_LOW:
                 self._merge_into_base(merge, group)
             else:
                 self._prefetch_group(merge, group)
@@ -196,6 +196,7 @@ class Switched:
         """Brings every group over from the host copy, on the copy stream, after what the current stream does now."""
         assert self._host is not None and self._layout is not None
         start = self._streams.mark()
+        self._dirty = True  # until all of it is on its way
         if self._base is None:
             self._base = WeightSet(self._layout, self._streams.device)
             bind(self._tensors, self._base.views)
@@ -279,7 +280,7 @@ class Switched:
 
     def _abandon_second(self) -> None:
         """Ends a merge into the second set that is under way; what the set holds is of no use then."""
-        if self._merge is not None and not self._dirty:
+        if self._merge is not None and self.mode is not Mode.SNAPSHOT_LOW:
             self._merge.end()
             self._merge, self._second_key = None, None
 
@@ -378,10 +379,10 @@ class Switched:
             self._drop_second()
 
     def _finish(self, active: bool) -> None:
-        if self._dirty:
-            if self._merge is not None:
-                self._merge.end()
-                self._merge = None
+        if self._merge is not None and self.mode is Mode.SNAPSHOT_LOW:
+            self._merge.end()
+            self._merge = None
+        if self._dirty and self._base is not None:
             self._restore()
         if self._second_in_use:
             self._second_in_use = False

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes.add_argument(
         "--modes", default=",".join(MODE_NAMES[1:]), metavar="M,M", help="device modes; the first is compared with"
     )
+    modes.add_argument("--once", action="store_true", help="no second full run for a new prompt")
     modes.add_argument("--caps", default="", metavar="GB,GB", help="also: auto, held to so much GPU memory")
     load = benchmarks.add_parser("load", allow_abbrev=False, help="a checkpoint from disk into a host snapshot")
     _shared(load)
@@ -70,7 +71,9 @@ def _modes(arguments: argparse.Namespace) -> Any:
     except ValueError as error:
         raise SettingError("caps", arguments.caps, "must be numbers of GB", "For example: --caps 60,48.") from error
     size = VideoSize(arguments.frames, arguments.height, arguments.width)
-    return _benchmark("modes").ModesBenchmark(arguments.generation, arguments.recipe, size, modes, caps)
+    return _benchmark("modes").ModesBenchmark(
+        arguments.generation, arguments.recipe, size, modes, caps, not arguments.once
+    )
 
 
 def _benchmark(name: str) -> Any:

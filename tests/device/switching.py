@@ -13,6 +13,7 @@ from ltx2_two_stage.device_manager.layout import unique_tensors
 from ltx2_two_stage.device_manager.modes import Mode
 from ltx2_two_stage.device_manager.streams import Streams
 from ltx2_two_stage.device_manager.switched import Switched, SwitchedSpec
+from ltx2_two_stage.device_manager.weights import WeightSet
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
@@ -150,6 +151,18 @@ def assert_clean(switched: Switched, source: Source) -> None:
     with switched.use({"distilled": 0.0}) as module:
         for name, tensor in unique_tensors(module):
             assert torch.equal(tensor.cpu(), source.weights[name]), name
+
+
+def fail_copies(patched: pytest.MonkeyPatch, failing: int) -> None:
+    """Every copy of group number ``failing`` raises."""
+    copy_group = WeightSet.copy_group
+
+    def broken(self: WeightSet, source: WeightSet, group: int) -> int:
+        if group == failing:
+            raise RuntimeError("the copy failed")
+        return copy_group(self, source, group)
+
+    patched.setattr(WeightSet, "copy_group", broken)
 
 
 def random_sequence(mode: Mode, seed: int, streams: Streams) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ltx2_two_stage.device_manager.modes import Mode
 from ltx2_two_stage.device_manager.streams import Streams
-from switching import CPU, MERGED, WIDTH, Apart, Source, assert_clean, oracle, random_sequence, run
+from switching import CPU, MERGED, WIDTH, Apart, Source, assert_clean, fail_copies, oracle, random_sequence, run
 
 STREAMS = {"on one device": lambda: Streams(CPU), "host and device apart": Apart}
 
@@ -111,6 +111,24 @@ def test_a_merge_that_fails_midway_is_undone(mode: Mode, streams: Streams) -> No
     assert_clean(switched, source)
     source.fail = None
     assert torch.equal(run(switched, 1.0), oracle(source, 1.0))
+
+
+@pytest.mark.parametrize("failing", range(5))
+@pytest.mark.parametrize("mode", [Mode.SNAPSHOT, Mode.SNAPSHOT_LOW])
+def test_an_upload_that_fails_midway_leaves_a_usable_module(
+    mode: Mode, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source()
+    switched = source.switched(mode, Apart())
+    run(switched, 0.0)
+    switched.release()
+    with monkeypatch.context() as patched:
+        fail_copies(patched, failing)
+        with pytest.raises(RuntimeError, match="the copy failed"):
+            run(switched, 1.0)
+    for strength in (1.0, 0.0):
+        assert torch.equal(run(switched, strength), oracle(source, strength))
+    assert_clean(switched, source)
 
 
 @pytest.mark.parametrize("mode", list(Mode))

@@ -13,8 +13,7 @@ from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.manager import DeviceManager
 from ltx2_two_stage.device_manager.modes import Mode
 from ltx2_two_stage.device_manager.streams import Streams
-from ltx2_two_stage.device_manager.weights import WeightSet
-from switching import MERGED, Source, assert_clean, oracle, random_sequence, run
+from switching import MERGED, Source, assert_clean, fail_copies, oracle, random_sequence, run
 
 pytestmark = pytest.mark.gpu
 SNAPSHOTS = [Mode.SNAPSHOT, Mode.SNAPSHOT_LOW]
@@ -101,15 +100,8 @@ def test_an_upload_that_fails_midway_leaves_a_usable_module(
     switched = source.switched(mode, Streams(cuda))
     run(switched, 0.0)
     switched.release()
-    copy_group = WeightSet.copy_group
-
-    def broken(self: WeightSet, other: WeightSet, group: int) -> int:
-        if group == failing:
-            raise RuntimeError("the copy failed")
-        return copy_group(self, other, group)
-
     with monkeypatch.context() as patched:
-        patched.setattr(WeightSet, "copy_group", broken)
+        fail_copies(patched, failing)
         with pytest.raises(RuntimeError, match="the copy failed"):
             run(switched, 1.0)
     for strength in (1.0, 0.0):
@@ -122,12 +114,15 @@ def test_the_host_may_take_the_memory_between_runs_and_never_during_one(cuda: to
     source = Source()
     spec = source.switched(mode).spec
     manager = DeviceManager(cuda, mode, "a test", ("model", spec), {}, PinnedBudget())
+    allocated = []
     for _ in range(3):
-        before = torch.cuda.memory_allocated(cuda)
         with torch.inference_mode(), manager.use("model", "two", {"distilled": 1.0}) as module:
             assert manager.release_if_idle() == 0
             module(torch.zeros(3, 8, device=cuda))
         held = manager.device_bytes
-        assert held > 0 and manager.release_if_idle() == held
+        assert held > 0 and manager.release_if_idle() == held and manager.device_bytes == 0
         torch.cuda.synchronize()
-        assert manager.device_bytes == 0 and torch.cuda.memory_allocated(cuda) <= before
+        torch.cuda.empty_cache()  # what other streams were still reading is free now
+        allocated.append(torch.cuda.memory_allocated(cuda))
+    # The first run made workspaces of libraries
+    assert allocated[2] <= allocated[1] <= allocated[0]
