@@ -30,7 +30,7 @@ from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
 from ltx2_two_stage.ltx2_core.recipes import REVISIONS, Revision, official_recipe
 from ltx2_two_stage.ltx2_core.request import GenerationRequest
-from ltx2_two_stage.ltx2_core.types import ImageCondition
+from ltx2_two_stage.ltx2_core.types import AudioClip, ImageCondition
 from transformers import Gemma3TextConfig, PreTrainedTokenizerFast
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 
@@ -40,14 +40,14 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextModel
 TOLERANCES: Mapping[str, float] = {
     "_context": 1e-4,  # 3.1e-5: Gemma runs the real tokens alone, and rotary angles round otherwise there
     "_sigmas": 5e-7,  # 0
-    "stage1_video": 4e-5,  # 7.3e-6
-    "stage1_audio": 4e-5,  # 1.1e-5
-    "upsampled_video": 1e-5,  # 2.2e-6
-    "stage2_video": 1e-5,  # 1.4e-6
-    "stage2_audio": 1e-5,  # 1.9e-6
-    "_waveform": 2e-5,  # 4.3e-6
+    "stage1_video": 4e-5,  # 9.5e-6
+    "stage1_audio": 4e-5,  # 1.2e-5
+    "upsampled_video": 1e-5,  # 3.0e-6
+    "stage2_video": 1e-5,  # 1.7e-6
+    "stage2_audio": 1e-5,  # 2.0e-6
+    "_waveform": 2e-5,  # 6.0e-6
 }
-PIXEL_TOLERANCE = 2e-3  # of 255; 3.5e-4
+PIXEL_TOLERANCE = 2e-3  # of 255; 3.7e-4
 
 WIDTH, HEIGHT, FRAMES, FPS, SEED, STEPS = 192, 128, 17, 24.0, 7, 4
 PROMPT = "A street musician plays the violin in the rain while people with umbrellas walk past; distant thunder."
@@ -55,6 +55,7 @@ NEGATIVE = "worst quality, inconsistent motion, blurry, jittery, distorted"
 # Of the tiny models
 VIDEO_CHANNELS, AUDIO_CHANNELS, AUDIO_BINS = 16, 2, 16
 STG_BLOCK = 1  # of three: where the official block is among 48
+SOUND_RATE, HOP, WINDOW, MEL_BANDS = 16000, 160, 1024, 64
 
 # (cfg, stg, modality, rescale) of video and audio in stage 1 (fact sheet 6)
 GUIDED = ((3.0, 1.0, 3.0, 0.7), (7.0, 1.0, 3.0, 0.7))
@@ -78,13 +79,14 @@ class Rules(NamedTuple):
     keyframe_frames: int  # pixel frames that a one-frame keyframe spans
     audio_stage: int  # whose sound is decoded
     replaces_latent_frames: bool = False  # an image at frame n replaces latent frame n
+    frozen_sigma: bool = False  # a given sound reports the common noise level, not 0
 
 
 RULES: Mapping[str, Rules] = {
     "newest": Rules("split", False, True, 1, 1),
-    "1.0.0": Rules("other", True, False, 8, 2),
-    "2026-01": Rules("own", True, False, 8, 2, replaces_latent_frames=True),
-    "mixed": Rules("other", False, False, 1, 2),
+    "1.0.0": Rules("other", True, False, 8, 2, frozen_sigma=True),
+    "2026-01": Rules("own", True, False, 8, 2, replaces_latent_frames=True, frozen_sigma=True),
+    "mixed": Rules("other", False, False, 1, 2, frozen_sigma=True),
 }
 MIXED = replace(REVISIONS["1.0.0"], name="mixed", bf16_video_positions=False, single_frame_keyframes=True)
 
@@ -92,6 +94,10 @@ MIXED = replace(REVISIONS["1.0.0"], name="mixed", bf16_video_positions=False, si
 class StillImage(NamedTuple):
     frame: int
     strength: float
+
+    def index(self, rules: Rules) -> int:
+        """Counted from the first frame; -1 is the last one."""
+        return self.frame % (((FRAMES - 1) // 8 + 1) if rules.replaces_latent_frames else FRAMES)
 
 
 class UserLoRA(NamedTuple):
@@ -112,6 +118,8 @@ class Case:
     recipe: str = "two-stage"
     images: tuple[StillImage, ...] = ()
     lora: UserLoRA = NO_LORA
+    sound: float = 0.0  # seconds of a given one
+    sampler: str = ""  # in place of the recipe's
     mode: str = "original"  # of the device manager; the result must not depend on it
 
     @property
@@ -133,6 +141,18 @@ CASES = {
     "2.0 HQ": Case("2.0", REVISIONS["1.0.0"], recipe="hq", lora=UserLoRA(0.5, "both")),
     "2.3 one stage": Case("2.3", recipe="one-stage"),
     "2.0 of 1.0.0, one stage": Case("2.0", REVISIONS["1.0.0"], recipe="one-stage"),
+    "2.3, last frame": Case("2.3", images=(StillImage(-1, 0.9),)),
+    "2.0 of 2026-01, last frame": Case("2.0", REVISIONS["2026-01"], images=(StillImage(-1, 1.0),)),
+    "2.3, short sound": Case("2.3", sound=0.4, mode="resident"),
+    "2.3 of 1.0.0, sound": Case("2.3", REVISIONS["1.0.0"], sound=1.0),
+    "2.0 of 2026-01, sound": Case("2.0", REVISIONS["2026-01"], sound=1.0),
+    "2.3 HQ, sound and image": Case("2.3", recipe="hq", images=(StillImage(0, 1.0),), sound=1.0),
+    "2.3 distilled, sound": Case("2.3", recipe="distilled", sound=1.0),
+    "2.0 one stage, sound": Case("2.0", recipe="one-stage", sound=0.7),
+    "2.3 gradient estimation": Case("2.3", sampler="gradient_estimation"),
+    "2.0 gradient estimation, image": Case(
+        "2.0", recipe="one-stage", images=(StillImage(0, 0.7),), sampler="gradient_estimation"
+    ),
 }
 
 
@@ -183,7 +203,12 @@ def expected_run(case: Case, oracle: Oracle) -> dict[str, Tensor]:
         if case.rules.audio_stage == 2 or case.recipe == "distilled":
             sound = audio
     pixels = models.video_vae.decode(raw(models, video)).sample[0].permute(1, 2, 3, 0)  # CFHW -> FHWC
-    return {**out, "audio_waveform": waveform(models, sound), "pixels": ((pixels + 1) / 2).clamp(0, 1) * 255}
+    if case.sound:
+        samples = given_sound(case.sound)[:, :, : round(FRAMES / FPS * SOUND_RATE)]
+        heard = F.pad(samples, (0, round(FRAMES / FPS * SOUND_RATE) - samples.shape[2]))
+    else:
+        heard = waveform(models, sound)
+    return {**out, "audio_waveform": heard, "pixels": ((pixels + 1) / 2).clamp(0, 1) * 255}
 
 
 def stage_1_sigmas(steps: int, tokens: int) -> Tensor:
@@ -225,6 +250,7 @@ class Tokens(NamedTuple):
     clean: Tensor
     mask: Tensor
     positions: Tensor
+    given_audio: Tensor | None  # the audio as it stays
 
 
 Evaluate = Callable[[Tokens, float], tuple[Tensor, Tensor]]
@@ -247,7 +273,7 @@ def denoise(
 
     def evaluate(state: Tokens, sigma: float) -> tuple[Tensor, Tensor]:
         def run(text: tuple[Tensor, Tensor], **perturbed: Any) -> tuple[Tensor, Tensor]:
-            return estimate(dit, case.rules.cross, state, sigma, text, **perturbed)
+            return estimate(dit, case.rules, state, sigma, text, **perturbed)
 
         x0 = run(positive)
         if negative is not None:
@@ -257,9 +283,11 @@ def denoise(
             isolated = run(positive, isolate_modalities=True)
             video, audio = zip(x0, uncond, perturbed, isolated, strict=True)
             x0 = guided(scales[0], *video), guided(scales[1], *audio)
-        return x0[0] * state.mask + state.clean * (1 - state.mask), x0[1]
+        audio = x0[1] if state.given_audio is None else state.given_audio
+        return x0[0] * state.mask + state.clean * (1 - state.mask), audio
 
-    state = (res_2s if case.recipe == "hq" else euler)(evaluate, state, levels)
+    loop = {"hq": res_2s}.get(case.recipe, euler) if not case.sampler else gradient_estimation
+    state = loop(evaluate, state, levels)
     video = state.video[:, : math.prod(grid)].transpose(1, 2).unflatten(2, grid)
     return video, state.audio.unflatten(2, (AUDIO_CHANNELS, AUDIO_BINS)).transpose(1, 2)
 
@@ -274,10 +302,24 @@ def euler(evaluate: Evaluate, state: Tokens, levels: Sequence[float]) -> Tokens:
     return state
 
 
+def gradient_estimation(evaluate: Evaluate, state: Tokens, levels: Sequence[float]) -> Tokens:
+    """Fact sheet 5.3 with gamma 2."""
+    before: list[Tensor] = []
+    for s, n in pairwise(levels):
+        x, x0 = (state.video, state.audio), evaluate(state, s)
+        if n > 0:
+            v = [(x[i] - x0[i]) / s for i in range(2)]
+            total = [2 * (v[i] - before[i]) + before[i] for i in range(2)] if before else v
+            before, x0 = v, (x[0] + total[0] * (n - s), x[1] + total[1] * (n - s))
+        state = state._replace(video=x0[0], audio=x0[1])
+    return state
+
+
 def res_2s(evaluate: Evaluate, state: Tokens, levels: Sequence[float]) -> Tokens:
     """Fact sheet 5.4, its loop of a hundred rounds included; float64 between the evaluations."""
-    masks = (state.mask.double(), torch.ones(1, 1, 1).double())
-    cleans = (state.clean.double(), torch.zeros(1, 1, 1).double())
+    free = state.given_audio is None
+    masks = (state.mask.double(), torch.full((1, 1, 1), float(free)).double())
+    cleans = (state.clean.double(), (torch.zeros(1, 1, 1) if free else state.given_audio).double())
     step_noise, substep_noise = torch.Generator().manual_seed(-1), torch.Generator().manual_seed(9999)
     for s, n in pairwise((*levels[:-1], 0.0011)):
         h, q = math.log(s / n), math.sqrt(s * n)
@@ -338,14 +380,14 @@ def initial(
         positions = positions.bfloat16()
     clean, mask = video.clone(), torch.ones(1, video.shape[1], 1)
     for image in case.images:
-        tokens = image_tokens(models, picture(image.frame), size)
-        if image.frame == 0 or rules.replaces_latent_frames:
-            span = slice(image.frame * cells, (image.frame + 1) * cells)
+        tokens, frame = image_tokens(models, picture(image.frame), size), image.index(rules)
+        if frame == 0 or rules.replaces_latent_frames:
+            span = slice(frame * cells, (frame + 1) * cells)
             clean[:, span], mask[:, span] = tokens, 1 - image.strength
         else:
             place = dit.rope.prepare_video_coords(1, 1, *grid[1:], "cpu", fps=FPS)
-            place[:, 0, :, 0] = image.frame / FPS
-            place[:, 0, :, 1] = (image.frame + rules.keyframe_frames) / FPS
+            place[:, 0, :, 0] = frame / FPS
+            place[:, 0, :, 1] = (frame + rules.keyframe_frames) / FPS
             positions = torch.cat((positions.float(), place), dim=2)
             video = torch.cat((video, torch.zeros_like(tokens)), dim=1)
             clean = torch.cat((clean, tokens), dim=1)
@@ -358,27 +400,32 @@ def initial(
         video = (1 - mask) * clean + mask * ((1 - level) * video + level * noise)
     else:
         video = noise * (mask * level) + clean * (1 - mask * level)
-    return Tokens(video, audio_noise * level + audio * (1 - level), clean, mask, positions)
+    if case.sound:
+        given = sound_tokens(models, given_sound(case.sound), audio_frames)
+        return Tokens(video, given, clean, mask, positions, given)
+    return Tokens(video, audio_noise * level + audio * (1 - level), clean, mask, positions, None)
 
 
 def estimate(
-    dit: nn.Module, cross: str, state: Tokens, sigma: float, text: tuple[Tensor, Tensor], **perturbed: Any
+    dit: nn.Module, rules: Rules, state: Tokens, sigma: float, text: tuple[Tensor, Tensor], **perturbed: Any
 ) -> tuple[Tensor, Tensor]:
     """Clean estimates of both streams from one evaluation: x - mask * sigma * v."""
     scalar = torch.tensor([sigma]) * 1000
-    with gates_at(dit, scalar if cross == "split" else None):
+    free = float(state.given_audio is None)
+    audio_scalar = scalar if rules.frozen_sigma else scalar * free
+    with gates_at(dit, (audio_scalar, scalar) if rules.cross == "split" else None):
         v, v_audio = dit(
             hidden_states=state.video,
             audio_hidden_states=state.audio,
             encoder_hidden_states=text[0],
             audio_encoder_hidden_states=text[1],
             timestep=state.mask[..., 0] * sigma * 1000,
-            audio_timestep=scalar.expand(1, state.audio.shape[1]),
+            audio_timestep=(scalar * free).expand(1, state.audio.shape[1]),
             sigma=scalar,
-            audio_sigma=scalar,
+            audio_sigma=audio_scalar,
             audio_num_frames=state.audio.shape[1],
             video_coords=state.positions,
-            use_cross_timestep=cross == "other",
+            use_cross_timestep=rules.cross == "other",
             return_dict=False,
             **perturbed,
         )
@@ -386,11 +433,17 @@ def estimate(
 
 
 @contextmanager
-def gates_at(dit: nn.Module, level: Tensor | None) -> Iterator[None]:
+def gates_at(dit: nn.Module, levels: tuple[Tensor, Tensor] | None) -> Iterator[None]:
     """The newest cross rule, which diffusers has no flag for: on top of "own", the gates take the other stream's
-    scalar noise level. None leaves them alone."""
-    gates = () if level is None else (dit.av_cross_attn_video_a2v_gate, dit.av_cross_attn_audio_v2a_gate)
-    handles = [gate.register_forward_pre_hook(lambda _, arguments: (level, *arguments[1:])) for gate in gates]
+    scalar noise level, the audio's at the video's gate and the video's at the audio's. None leaves them alone."""
+
+    def at(level: Tensor) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        return lambda _, arguments: (level, *arguments[1:])
+
+    gates = (dit.av_cross_attn_video_a2v_gate, dit.av_cross_attn_audio_v2a_gate)
+    handles = [
+        gate.register_forward_pre_hook(at(level)) for gate, level in zip(gates, levels or (), strict=levels is not None)
+    ]
     try:
         yield
     finally:
@@ -407,7 +460,7 @@ def guided(scales: tuple[float, float, float, float], c: Tensor, u: Tensor, p: T
 
 def picture(seed: int) -> Tensor:
     """An image of another aspect ratio than the clip's, uint8 (H, W, 3)."""
-    noise = torch.randn(1, 3, 5, 6, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(1, 3, 5, 6, generator=torch.Generator().manual_seed(seed % 100))
     smooth = F.interpolate(noise, (150, 170), mode="bilinear")[0]
     return (smooth * 60 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
 
@@ -421,6 +474,46 @@ def image_tokens(models: OfficialModels, image: Tensor, size: tuple[int, int]) -
     pixels = pixels[:, :, top : top + size[0], left : left + size[1]] / 127.5 - 1
     latent = models.video_vae.encode(pixels[:, :, None]).latent_dist.mode()
     return normalised(models, latent).flatten(2).transpose(1, 2)
+
+
+def given_sound(seconds: float) -> Tensor:
+    """Two sweeps from 200 to about 3000 Hz, one on each side, (1, 2, N).
+
+    With noise in all bands: the logarithm of an empty one would show the rounding of the transform alone.
+    """
+    t = torch.arange(round(seconds * SOUND_RATE), dtype=torch.float64) / SOUND_RATE
+    sides = [torch.sin(2 * math.pi * (200 + 1400 * t) * t + phase) * 0.4 for phase in (0.0, 1.0)]
+    noise = torch.randn(2, len(t), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (torch.stack(sides) + 0.05 * noise)[None].float()
+
+
+def sound_tokens(models: OfficialModels, sound: Tensor, frames: int) -> Tensor:
+    """The sound followed by silence, as the tokens of so many latent frames (4.7, 7.2)."""
+    needed = frames * 4 * HOP
+    sound = F.pad(sound[:, :, :needed], (0, max(0, needed - sound.shape[2])))[0].double()
+    sound = F.pad(sound, (WINDOW // 2, WINDOW // 2), mode="reflect")
+    hann = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(WINDOW, dtype=torch.float64) / WINDOW)
+    spectrum = torch.fft.rfft(sound.unfold(-1, WINDOW, HOP) * hann).abs()
+    mel = (spectrum @ slaney_bank(MEL_BANDS).T).clamp(min=1e-5).log().float()
+    latent = models.audio_vae.encode(mel[None]).latent_dist.mode()[:, :, :frames]
+    tokens: Tensor = latent.transpose(1, 2).flatten(2)
+    return (tokens - models.audio_vae.latents_mean) / models.audio_vae.latents_std
+
+
+def slaney_bank(bands: int) -> Tensor:
+    """Triangles of unit area on Slaney's mel scale from 0 to 8000 Hz, (bands, bins)."""
+
+    def hertz(mel: float) -> float:
+        return mel * 200 / 3 if mel < 15 else 1000 * 6.4 ** ((mel - 15) / 27)
+
+    top = 15 + 27 * math.log(8) / math.log(6.4)
+    edges = [hertz(top * i / (bands + 1)) for i in range(bands + 2)]
+    rows = []
+    for left, peak, right in zip(edges, edges[1:], edges[2:], strict=False):
+        f = torch.arange(WINDOW // 2 + 1, dtype=torch.float64) * SOUND_RATE / WINDOW
+        triangle = torch.minimum((f - left) / (peak - left), (right - f) / (right - peak)).clamp(min=0)
+        rows.append(triangle * 2 / (right - left))
+    return torch.stack(rows)
 
 
 def normalised(models: OfficialModels, latent: Tensor) -> Tensor:
@@ -475,6 +568,7 @@ def our_run(case: Case, oracle: Oracle) -> dict[str, Tensor]:
         ModelFiles(files.checkpoint, files.gemma, files.upsampler, files.distilled_lora, loras), torch.float32
     )
     recipe = official_recipe(case.recipe, models.generation, models.num_layers)
+    recipe = replace(recipe, sampler=case.sampler or recipe.sampler)
     request = GenerationRequest(
         prompt=PROMPT,
         recipe=recipe if recipe.sigmas else replace(recipe, steps=STEPS),
@@ -485,6 +579,7 @@ def our_run(case: Case, oracle: Oracle) -> dict[str, Tensor]:
         fps=FPS,
         seed=SEED,
         images=tuple(ImageCondition(picture(image.frame), *image) for image in case.images),
+        audio=AudioClip(given_sound(case.sound), SOUND_RATE) if case.sound else None,
         image_crf=0,
         revision=case.revision,
     )
