@@ -8,6 +8,7 @@ from .generate import Generate
 from .image import ImageCondition
 from .loader import Loader
 from .lora import LoRA
+from .model import Model
 from .recipe import Recipe
 from .report import Report
 from .stages import Decode, Denoise, LoRASwitch, Refine, Upsample
@@ -25,6 +26,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     Refine,
     Decode,
     Generate,
+    Model,
     Report,
 )
 

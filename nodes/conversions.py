@@ -30,7 +30,7 @@ Latent = dict[str, Any]
 REQUEST_KEY = "ltx2_two_stage"  # in a LATENT: the request that it was made for
 PROMPT_KEY = "ltx2_prompt"  # in a CONDITIONING: the text
 _FOREIGN_PROMPT = "(conditioning of another node)"
-_RAW_KEY = "unprocessed_ltxav_embeds"  # set by the host's text encoder: the connectors have still to run
+RAW_KEY = "unprocessed_ltxav_embeds"  # set by the host's text encoder: the connectors have still to run
 
 
 def to_conditioning(context: PromptContext, prompt: str) -> Conditioning:
@@ -52,7 +52,7 @@ def to_context(conditioning: Conditioning, handle: PipelineHandle, setting: str)
         raise SettingError(setting, f"{len(conditioning)} prompts", "must be one prompt", fix)
     tensor, extra = conditioning[0]
     video, audio = handle.context_widths
-    raw = bool(extra.get(_RAW_KEY))
+    raw = bool(extra.get(RAW_KEY))
     shared = raw and video == audio == tensor.shape[-1]  # LTX-2's features serve both streams
     if tensor.ndim != 3 or tensor.shape[0] != 1 or not (shared or tensor.shape[-1] == video + audio):
         problem = f"is not made for these models, whose text embeddings are {video} + {audio} wide"

@@ -191,6 +191,74 @@ def test_what_native_latents_lack_is_named(
     assert message in host.failure(prompt)
 
 
+def sampled(stage: str, **settings: Any) -> dict[str, Any]:
+    """The host's own sampler with our transformer."""
+    return node(
+        "KSampler",
+        model=[stage, 0],
+        positive=["rate", 0],
+        negative=["rate", 1],
+        sampler_name="euler",
+        scheduler="simple",
+        seed=SEED,
+        **settings,
+    )
+
+
+def native_samplers() -> Prompt:
+    """Both stages by the host's sampler, with our text, upsampler and decoder."""
+    prompt = {key: item for key, item in start().items() if key != "stage1"}
+    return {
+        **prompt,
+        **NATIVE,
+        "rate": node("LTXVConditioning", positive=["text", 0], negative=["text", 1], frame_rate=FPS),
+        "model1": node("LTX2TwoStageModel", pipeline=["loader", 0], stage="stage 1", preset="two-stage"),
+        "model2": node("LTX2TwoStageModel", pipeline=["loader", 0], stage="stage 2", preset="two-stage"),
+        "guided": node(
+            "LTXVSpatioTemporalGuidance",
+            model=["model1", 0],
+            scale=1.0,
+            blocks="1",
+            start_percent=0.0,
+            end_percent=1.0,
+        ),
+        "first": sampled("guided", steps=2, cfg=3.0, denoise=1.0, latent_image=["av", 0]),
+        "up": node("LTX2TwoStageUpsample", pipeline=["loader", 0], latent=["first", 0]),
+        "second": sampled("model2", steps=2, cfg=1.0, denoise=0.5, latent_image=["up", 0]),
+        "decode": node("LTX2TwoStageDecode", pipeline=["loader", 0], latent=["second", 0], fps=FPS),
+        "save": node("SaveVideo", video=["decode", 2], filename_prefix="native", format="auto", codec="auto"),
+    }
+
+
+def test_the_hosts_sampler_runs_both_stages_on_our_weights_and_leaves_them_as_they_were(
+    host: Any, files: dict[str, list[Path]]
+) -> None:
+    outputs = host.run({**native_samplers(), **split(["first", 0], "one"), **split(["second", 0], "two")})
+    names = ("onevideo", "oneaudio", "twovideo", "twoaudio")
+    latents = read(outputs, *names)
+    assert all(latent.std() > 0.05 and latent.isfinite().all() for latent in latents)
+    assert latents[2].shape[-2:] == (2, 4)
+    with av.open(str(outputs["save"][0])) as container:
+        assert len(list(container.decode(video=0))) == FRAMES
+    # Another seed in between, so that nothing comes from ComfyUI's cache
+    changed = {**start(), **rest(["stage1", 1])}
+    changed["stage1"]["inputs"]["seed"] = 65
+    host.run(changed)
+    again = host.run({**start(), **rest(["stage1", 1]), **split(["stage2", 1], "final")})
+    for found, expected in zip(
+        read(again, "finalvideo", "finalaudio"), read(files, "finalvideo", "finalaudio"), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def test_a_lora_for_our_model_is_sent_to_our_node(host: Any, files: dict[str, list[Path]]) -> None:
+    prompt = native_samplers()
+    lora = LOADER["inputs"]["distilled_lora"]
+    prompt["wrong"] = node("LoraLoaderModelOnly", model=["model1", 0], lora_name=lora, strength_model=1.0)
+    prompt["guided"]["inputs"]["model"] = ["wrong", 0]
+    assert "Use LTX-2 LoRA before LTX-2 Model" in host.failure(prompt)
+
+
 STAGES = ["text", "stage_1", "upsample", "stage_2", "decode"]
 
 

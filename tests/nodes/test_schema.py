@@ -30,6 +30,7 @@ FROZEN_IDS = {
     "LTX2TwoStageDecode": "pipeline latent fps vae -> IMAGE AUDIO VIDEO",
     "LTX2TwoStageGenerate": "pipeline prompt negative_prompt preset width height frames fps seed steps images recipe"
     " audio -> VIDEO IMAGE AUDIO LATENT STRING",
+    "LTX2TwoStageModel": "pipeline stage preset recipe -> MODEL",
     "LTX2TwoStageReport": "pipeline after -> STRING STRING IMAGE SVG",
 }
 
