@@ -10,9 +10,11 @@ import pytest
 import torch
 from host_waits import HostWaits
 from ltx2_two_stage.ltx2_core.recipes import official_recipe
+from ltx2_two_stage.ltx2_core.sampling.gradient_estimation import gradient_estimation_loop
 from ltx2_two_stage.ltx2_core.sampling.loop import euler_loop
 from ltx2_two_stage.ltx2_core.sampling.res_2s import res_2s_loop
 from ltx2_two_stage.ltx2_core.sampling.schedules import guided_sigmas
+from ltx2_two_stage.ltx2_core.sampling.state import StreamState
 from ltx2_two_stage.ltx2_core.types import CrossTimestepRule, Guidance
 from tiny_stage import TinyStage, build_stage, standard_guidance, tiny_transformer
 from torch import Tensor
@@ -78,3 +80,17 @@ def test_a_whole_hq_loop_never_waits(image: bool) -> None:
     recipe = official_recipe("hq", "2.3", num_layers=3)
     assert run(stage, res_2s_loop, recipe.guidance, SIGMAS, separate=recipe.separate_passes) == [1, 2, 3]
     assert run(stage, res_2s_loop, Guidance(), recipe.refine_sigmas) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+def test_a_whole_gradient_estimation_loop_never_waits(image: bool) -> None:
+    stage = build_stage(tiny_transformer("2.3"))
+    stage = stage.with_image() if image else stage
+    assert run(stage, gradient_estimation_loop, standard_guidance(1), SIGMAS) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("loop", [euler_loop, gradient_estimation_loop, res_2s_loop])
+def test_a_given_sound_makes_no_loop_wait(loop: Any) -> None:
+    stage = build_stage(tiny_transformer("2.3"))
+    given = replace(stage, audio=StreamState.given(stage.audio.latent, stage.audio.positions))
+    assert run(given, loop, standard_guidance(1), SIGMAS) == [1, 2, 3]
