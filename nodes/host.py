@@ -1,19 +1,23 @@
-"""The one place that touches ComfyUI's internals: model folders, device, progress, interrupts, nested latents."""
+"""The one place that touches ComfyUI's internals: model folders, device, progress, interrupts, latents, models."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management as management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.supported_models
 import comfy.utils
 import folder_paths
 import torch
 from comfy.nested_tensor import NestedTensor
 from comfy_execution.utils import get_executing_context
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ltx2_core.errors import SettingError
 from .residency import HostMemory
@@ -130,3 +134,48 @@ class NodeProgress:
 
     def finish(self, stage: str) -> None:
         self._bar = None
+
+
+def model_around(network: nn.Module, device: torch.device, around_sampling: Callable[..., Any]) -> Any:
+    """A MODEL of the host's LTX-AV class with ``network`` where its own would be.
+
+    Args:
+        network: without parameters, called as the host calls its ``LTXAVModel``.
+        around_sampling: called with every whole sampling and its arguments.
+    """
+    config = comfy.supported_models.LTXAV({"image_model": "ltxav", "disable_unet_model_creation": True})
+    model = comfy.model_base.LTXAV(config)
+    model.diffusion_model = network
+    patcher = WeightlessPatcher(model, device, torch.device("cpu"))
+    kind = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    patcher.add_wrapper_with_key(kind, "ltx2_two_stage", around_sampling)
+    return patcher
+
+
+def through_wrappers(call: Callable[..., Any], network: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """``call`` inside what other nodes have wrapped around the network."""
+    kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+    wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(call, network, wrappers)
+    run: Callable[..., Any] = executor.execute
+    return run
+
+
+class WeightlessPatcher(comfy.model_patcher.ModelPatcher):
+    """The host's patcher, which has no weights to patch: whoever wants to is told where to do it instead."""
+
+    def add_patches(self, *args: Any, **kwargs: Any) -> Any:
+        raise _without_weights("a LoRA cannot be loaded into it", "Use LTX-2 LoRA before LTX-2 Model.")
+
+    def add_hook_patches(self, *args: Any, **kwargs: Any) -> Any:
+        raise _without_weights("a LoRA cannot be hooked to it", "Use LTX-2 LoRA before LTX-2 Model.")
+
+    def get_key_patches(self, *args: Any, **kwargs: Any) -> Any:
+        raise _without_weights("it cannot be merged or saved", "Load the checkpoint with ComfyUI's own loader.")
+
+    def deepclone_multigpu(self, *args: Any, **kwargs: Any) -> Any:
+        raise _without_weights("it cannot be copied to other GPUs", "Load the checkpoint with ComfyUI's own loader.")
+
+
+def _without_weights(problem: str, fix: str) -> SettingError:
+    return SettingError("model", "LTX-2 Model", f"its weights belong to the pipeline, {problem}", fix)

@@ -13,11 +13,6 @@ from contextlib import contextmanager
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
-import comfy.model_base
-import comfy.model_management
-import comfy.model_patcher
-import comfy.patcher_extension
-import comfy.supported_models
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +30,7 @@ from ..ltx2_core.types import (
     StreamRope,
     VideoLatentShape,
 )
+from . import host
 from .conversions import RAW_KEY, to_context
 from .handle import PipelineHandle
 
@@ -63,12 +59,8 @@ def native_model(handle: PipelineHandle, phase: Phase, strengths: Mapping[str, f
     Args:
         strengths: of every LoRA, by adapter name.
     """
-    config = comfy.supported_models.LTXAV({"image_model": "ltxav", "disable_unet_model_creation": True})
-    model = comfy.model_base.LTXAV(config)
-    model.diffusion_model = shared = SharedTransformer(handle, phase, strengths)
-    patcher = SharedPatcher(model, handle.pipeline.residency.device, torch.device("cpu"))
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "ltx2_two_stage", shared.sampled)
-    return patcher
+    shared = SharedTransformer(handle, phase, strengths)
+    return host.model_around(shared, handle.pipeline.residency.device, shared.sampled)
 
 
 class SharedTransformer(nn.Module):
@@ -119,10 +111,8 @@ class SharedTransformer(nn.Module):
 
     def forward(self, x: Any, timestep: Any, transformer_options: Mapping[str, Any], **conditions: Any) -> Any:
         """Velocities in the latents' layout, a list where there are two streams; through the host's wrappers."""
-        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
-        wrappers = comfy.patcher_extension.get_all_wrappers(kind, transformer_options)
-        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._evaluate, self, wrappers)
-        return executor.execute(x, timestep, transformer_options=transformer_options, **conditions)
+        call = host.through_wrappers(self._evaluate, self, transformer_options)
+        return call(x, timestep, transformer_options=transformer_options, **conditions)
 
     def _evaluate(
         self,
@@ -180,22 +170,6 @@ _AT_WORK: WeakKeyDictionary[Any, SharedTransformer] = WeakKeyDictionary()
 """By device manager, whose MODEL holds the transformer."""
 
 
-class SharedPatcher(comfy.model_patcher.ModelPatcher):
-    """The host's patcher, which has no weights to patch: whoever wants to is told where to do it instead."""
-
-    def add_patches(self, *args: Any, **kwargs: Any) -> Any:
-        raise _without_weights("a LoRA cannot be loaded into it", "Use LTX-2 LoRA before LTX-2 Model.")
-
-    def add_hook_patches(self, *args: Any, **kwargs: Any) -> Any:
-        raise _without_weights("a LoRA cannot be hooked to it", "Use LTX-2 LoRA before LTX-2 Model.")
-
-    def get_key_patches(self, *args: Any, **kwargs: Any) -> Any:
-        raise _without_weights("it cannot be merged or saved", "Load the checkpoint with ComfyUI's own loader.")
-
-    def deepclone_multigpu(self, *args: Any, **kwargs: Any) -> Any:
-        raise _without_weights("it cannot be copied to other GPUs", "Load the checkpoint with ComfyUI's own loader.")
-
-
 class _Tokens:
     """The one method of a patchifier that the host's model class calls."""
 
@@ -204,10 +178,6 @@ class _Tokens:
 
     def patchify(self, latent: Tensor) -> tuple[Tensor, None]:
         return self._to_tokens(latent), None
-
-
-def _without_weights(problem: str, fix: str) -> SettingError:
-    return SettingError("model", "LTX-2 Model", f"its weights belong to the pipeline, {problem}", fix)
 
 
 def _refuse(options: Mapping[str, Any], conditions: Mapping[str, Any]) -> None:
