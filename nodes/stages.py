@@ -156,7 +156,8 @@ class LoRASwitch(io.ComfyNode):
         first, second = pipeline.distilled_strength
         strengths = (strength, second) if stage == STAGE_1 else (first, strength)
         phase = Phase.STAGE_1 if stage == STAGE_1 else Phase.STAGE_2
-        pipeline.pipeline.residency.prefetch(Component.TRANSFORMER, phase)
+        adapters = pipeline.pipeline.models.adapter_strengths(phase, (strength, strength))
+        pipeline.pipeline.residency.prefetch(Component.TRANSFORMER, phase, adapters)
         return io.NodeOutput(replace(pipeline, distilled_strength=strengths))
 
 

@@ -32,7 +32,7 @@ from pack.ltx2_core.loading.synthetic import write_tiny
 from pack.nodes import conversions
 from pack.nodes.handle import PIPELINES
 from pack.nodes.refine_request import FROM_LATENT, check_upsampled, refine_request
-from pack.nodes.stages import Decode, Refine, Upsample
+from pack.nodes.stages import Decode, LoRASwitch, Refine, Upsample
 
 files = write_tiny(Path(folder), "2.3")
 checkpoint = ModelFiles(files.checkpoint, files.gemma, files.upsampler, files.distilled_lora)
@@ -127,6 +127,14 @@ with torch.inference_mode():
     facts["own"] = [again.seed, again.fps, request(refined, seed=9).seed, request(refined, preset="hq").recipe.name]
     facts["decoded"] = list(Decode.execute(handle, refined, 0.0).args[0].shape)
 
+    hints = []
+    residency = handle.pipeline.residency
+    residency.prefetch = lambda component, phase, adapters=None: hints.append([component.value, phase.value, adapters])
+    switched = [LoRASwitch.execute(handle, *given).args[0].distilled_strength for given in (
+        ("stage 2", 0.25), ("stage 1", 0.5))]
+    del residency.prefetch
+    facts["switched"], facts["hints"] = switched, hints
+
     raw = torch.randn(1, 20, sum(widths))
     flag = {"unprocessed_ltxav_embeds": True}
     connected = conversions.to_context([[raw, flag]], handle, "positive")
@@ -216,3 +224,10 @@ def test_native_conditioning_is_connected_and_processed_one_is_not(facts: dict[s
     assert facts["as it is"]
     assert "2 prompts" in facts["text refused"][0]
     assert all("is not made for these models" in message for message in facts["text refused"][1:])
+
+
+def test_the_switch_makes_the_transformer_ready_with_its_strength(facts: dict[str, Any]) -> None:
+    assert facts["switched"] == [[None, 0.25], [0.5, None]]
+    (second, first) = facts["hints"]
+    assert second[:2] == ["transformer", "stage_2"] and list(second[2].values()) == [0.25]
+    assert first[:2] == ["transformer", "stage_1"] and list(first[2].values()) == [0.5]
