@@ -1,0 +1,287 @@
+"""Images at any frame and a given sound, through the stages of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from ltx2_two_stage.assembly import open_manager
+from ltx2_two_stage.device_manager.manager import DeviceManager
+from ltx2_two_stage.ltx2_core.errors import SettingError
+from ltx2_two_stage.ltx2_core.loading.model_set import ModelFiles, ModelSet
+from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
+from ltx2_two_stage.ltx2_core.media.sink import NullSink
+from ltx2_two_stage.ltx2_core.pipeline import Pipeline
+from ltx2_two_stage.ltx2_core.recipe_choice import RecipeChoice
+from ltx2_two_stage.ltx2_core.recipes import REVISIONS, AudioSource
+from ltx2_two_stage.ltx2_core.request import GenerationRequest
+from ltx2_two_stage.ltx2_core.stages import condition
+from ltx2_two_stage.ltx2_core.stages.plan import placed_images, plan_stages
+from ltx2_two_stage.ltx2_core.types import AudioClip, Component, ImageCondition, LatentPair, Phase, PromptContext
+from torch import Tensor
+
+RATE = 16000  # of the tiny audio models
+WIDTH, HEIGHT, FRAMES, FPS = 128, 64, 17, 24.0
+Texts = tuple[PromptContext, PromptContext | None]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    files = write_tiny(tmp_path_factory.mktemp("tiny"), dtype="float32")
+    models = ModelSet.open(
+        ModelFiles(files.checkpoint, files.gemma, files.upsampler, files.distilled_lora), torch.float32
+    )
+    return Pipeline(models, open_manager(models, torch.device("cpu"), "original"))
+
+
+def request_for(preset: str = "two-stage", steps: int | None = 2, **changes: Any) -> GenerationRequest:
+    recipe = RecipeChoice(preset, steps).recipe("2.3", 3)
+    size = {"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "fps": FPS}
+    return GenerationRequest("waves", recipe, "still", image_crf=0, **{**size, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def texts(pipeline: Pipeline) -> Texts:
+    return pipeline.encode_prompt(request_for())
+
+
+def picture(seed: int) -> Tensor:
+    noise = torch.randint(0, 256, (80, 90, 3), generator=torch.Generator().manual_seed(seed))
+    return noise.to(torch.uint8)
+
+
+def sound(seconds: float, channels: int = 2, rate: int = RATE, seed: int = 0) -> AudioClip:
+    generator = torch.Generator().manual_seed(seed)
+    return AudioClip(torch.randn(1, channels, round(seconds * rate), generator=generator) * 0.2, rate)
+
+
+def both_stages(pipeline: Pipeline, texts: Texts, request: GenerationRequest) -> tuple[LatentPair, LatentPair]:
+    first = pipeline.denoise(request, *texts)
+    return first, pipeline.refine(request, pipeline.upsample(first), texts[0])
+
+
+@pytest.mark.parametrize(
+    ("revision", "frame", "index"),
+    [
+        ("newest", 0, 0),
+        ("newest", 5, 5),
+        ("newest", -1, 16),
+        ("newest", -17, 0),
+        ("1.0.0", -1, 16),
+        ("2026-01", 2, 2),
+        ("2026-01", -1, 2),
+        ("2026-01", -3, 0),
+    ],
+)
+def test_frames_count_from_both_ends_by_the_revisions_rule(
+    pipeline: Pipeline, revision: str, frame: int, index: int
+) -> None:
+    request = request_for(images=(ImageCondition(picture(0), frame, 0.5),), revision=REVISIONS[revision])
+    pipeline.validate(request)
+    (image,) = placed_images(pipeline.models, request)
+    assert (image.frame, image.strength) == (index, 0.5)
+    cells = {0: 0}.get(index, (WIDTH // 32) * (HEIGHT // 32)) if revision != "2026-01" else 0
+    assert [plan.appended_tokens for plan in plan_stages(pipeline.models, request)] == [cells // 4, cells]
+
+
+@pytest.mark.parametrize(("revision", "frame"), [("newest", 17), ("newest", -18), ("2026-01", 3), ("2026-01", -4)])
+def test_frames_outside_the_clip_are_refused(pipeline: Pipeline, revision: str, frame: int) -> None:
+    request = request_for(images=(ImageCondition(picture(0), frame),), revision=REVISIONS[revision])
+    with pytest.raises(SettingError, match="image frame") as caught:
+        pipeline.validate(request)
+    assert caught.value.value == frame
+
+
+@pytest.mark.parametrize("frames", [(0, 0), (-1, 16), (3, 8, 3), (0, -17)])
+def test_two_images_at_one_frame_are_refused(pipeline: Pipeline, frames: tuple[int, ...]) -> None:
+    images = tuple(ImageCondition(picture(n), frame) for n, frame in enumerate(frames))
+    with pytest.raises(SettingError, match="2 images are for this frame"):
+        pipeline.validate(request_for(images=images))
+    pipeline.validate(request_for(images=images[:1]))
+
+
+@pytest.mark.parametrize("preset", ["two-stage", "hq", "distilled"])
+def test_keyframe_tokens_are_gone_before_the_upsampler(pipeline: Pipeline, texts: Texts, preset: str) -> None:
+    images = tuple(ImageCondition(picture(frame % 17), frame, 0.8) for frame in (0, 5, -1))
+    request = request_for(preset, None if preset == "distilled" else 2, images=images)
+    first, last = both_stages(pipeline, texts, request)
+    channels = pipeline.models.latent_channels
+    assert first.video.shape == (1, channels, 3, HEIGHT // 64, WIDTH // 64)
+    assert last.video.shape == (1, channels, 3, HEIGHT // 32, WIDTH // 32)
+    plain, plain_last = both_stages(pipeline, texts, replace(request, images=()))
+    assert not torch.equal(first.video, plain.video) and not torch.equal(last.video, plain_last.video)
+
+
+def test_every_stage_encodes_the_images_anew_at_its_size(
+    pipeline: Pipeline, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    original = condition.condition_pixels
+
+    def watched(image: Tensor, height: int, width: int, crf: int) -> Tensor:
+        sizes.append((height, width))
+        return original(image, height, width, crf)
+
+    monkeypatch.setattr(condition, "condition_pixels", watched)
+    images = (ImageCondition(picture(0)), ImageCondition(picture(1), -1))
+    both_stages(pipeline, texts, request_for(images=images))
+    half, full = (HEIGHT // 2, WIDTH // 2), (HEIGHT, WIDTH)
+    assert sizes == [half, half, full, full]
+
+
+def test_strength_0_at_the_first_frame_is_no_image(pipeline: Pipeline, texts: Texts) -> None:
+    with_image = request_for(images=(ImageCondition(picture(0), 0, 0.0),))
+    plain, other = pipeline.denoise(request_for(), *texts), pipeline.denoise(with_image, *texts)
+    # Rounding: the noise levels are one for each token instead of one for all
+    assert (plain.video - other.video).abs().max() < 1e-4
+
+
+# A given sound
+
+
+@pytest.fixture
+def uses(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Component, Phase]]]:
+    """Every component that is used, and when."""
+    seen: list[tuple[Component, Phase]] = []
+    manager = pipeline.residency
+    assert isinstance(manager, DeviceManager)
+    use = manager.use
+
+    def watched(component: Component, phase: Phase, adapters: Any = None) -> Any:
+        seen.append((component, phase))
+        return use(component, phase, adapters)
+
+    monkeypatch.setattr(manager, "use", watched)
+    yield seen
+
+
+@pytest.mark.parametrize("preset", ["two-stage", "hq", "distilled"])
+def test_a_given_sound_stays_as_it_is_through_both_stages(
+    pipeline: Pipeline, texts: Texts, preset: str, uses: list[tuple[Component, Phase]]
+) -> None:
+    steps = None if preset == "distilled" else 2
+    request = request_for(preset, steps, audio=sound(2.0))
+    first, last = both_stages(pipeline, texts, request)
+    assert first.audio.shape == tuple(pipeline.models.audio_geometry.latent(FRAMES / FPS))
+    assert torch.equal(first.audio, last.audio)
+    assert [c for c, _ in uses].count(Component.AUDIO_ENCODER) == 1, "stage 2 takes what stage 1 encoded"
+    other, _ = both_stages(pipeline, texts, replace(request, audio=sound(2.0, seed=1)))
+    assert not torch.equal(first.video, other.video), "the picture hears it"
+    plain, _ = both_stages(pipeline, texts, request_for(preset, steps))
+    assert not torch.equal(first.audio, plain.audio)
+
+
+@pytest.mark.parametrize("revision", REVISIONS)
+def test_a_given_sound_takes_the_draws_of_a_made_one(pipeline: Pipeline, texts: Texts, revision: str) -> None:
+    """The noise of the video in stage 2 comes after that of the sound in stage 1, whether it is used or not."""
+    request = request_for("distilled", None, audio=sound(2.0), revision=REVISIONS[revision])
+    first = pipeline.denoise(request, *texts)
+    last = pipeline.refine(request, pipeline.upsample(first), texts[0])
+    assert torch.equal(first.audio, last.audio) and last.video.isfinite().all()
+
+
+def test_a_short_sound_goes_on_in_silence_and_a_long_one_is_cut(pipeline: Pipeline, texts: Texts) -> None:
+    short = sound(0.4)
+    silent = AudioClip(torch.cat([short.waveform, torch.zeros(1, 2, RATE)], dim=2), RATE)
+    long = sound(3.0)
+    shape = pipeline.models.audio_geometry.latent(FRAMES / FPS)
+    cut = AudioClip(long.waveform[:, :, : shape.frames * 640], RATE)
+
+    def latent(clip: AudioClip) -> Tensor:
+        return pipeline.denoise(request_for(steps=1, audio=clip), *texts).audio
+
+    assert torch.equal(latent(short), latent(silent))
+    assert torch.equal(latent(long), latent(cut))
+    assert not torch.equal(latent(short), latent(long))
+
+
+def test_one_channel_counts_for_both_and_the_rate_is_changed(pipeline: Pipeline, texts: Texts) -> None:
+    def latent(clip: AudioClip) -> Tensor:
+        return pipeline.denoise(request_for(steps=1, audio=clip), *texts).audio
+
+    mono = sound(1.0, channels=1)
+    both = AudioClip(mono.waveform.expand(1, 2, -1), RATE)
+    assert torch.equal(latent(mono), latent(both))
+    seconds = torch.arange(48000, dtype=torch.float64) / 48000
+    tone = torch.sin(2 * torch.pi * 500 * seconds).float()[None, None] * 0.5
+    high, low = AudioClip(tone, 48000), AudioClip(tone[:, :, ::3], RATE)
+    # The resampler's ripple, and its ends; the logarithm shows both in bands where nothing is
+    assert (latent(high) - latent(low)).abs().mean() < 0.1 * latent(low).abs().mean()
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(9, 24.0), (17, 25.0), (25, 24.0), (33, 30.0), (1, 12.0), (9, 7.3)])
+def test_picture_and_sound_are_as_long_as_the_frames(pipeline: Pipeline, texts: Texts, frames: int, fps: float) -> None:
+    request = request_for(steps=1, audio=sound(0.3, rate=44100), frames=frames, fps=fps)
+    pipeline.validate(request)
+    first = pipeline.denoise(request, *texts)
+    assert first.audio.shape[2] == round(frames / fps * 25)
+    heard = pipeline.decode(replace(request, width=WIDTH // 2, height=HEIGHT // 2), first, NullSink())
+    assert heard.waveform.shape == (1, 2, round(frames / fps * 44100)) and heard.sampling_rate == 44100
+    plain = pipeline.denoise(replace(request, audio=None), *texts)
+    assert plain.audio.shape == first.audio.shape
+
+
+@pytest.mark.parametrize("frames", [0, 2, 8, 10, 16, 18])
+def test_frame_counts_that_would_be_cut_are_refused(pipeline: Pipeline, frames: int) -> None:
+    """Nothing is cut silently, so that picture and sound cannot end apart."""
+    with pytest.raises(SettingError, match=r"frames = \d+: must be 8 \* n \+ 1"):
+        pipeline.validate(request_for(frames=frames))
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "chosen", "effective"),
+    [
+        ("two-stage", False, None, "stage1"),
+        ("two-stage", True, None, "input"),
+        ("two-stage", True, "stage2", "stage2"),
+        ("distilled", False, None, "stage2"),
+        ("distilled", True, None, "input"),
+        ("one-stage", False, None, "stage1"),
+        ("hq", False, "stage2", "stage2"),
+    ],
+)
+def test_whose_sound_the_clip_has(preset: str, given: bool, chosen: str | None, effective: str) -> None:
+    request = request_for(
+        preset,
+        None,
+        audio=sound(1.0) if given else None,
+        audio_source=None if chosen is None else AudioSource(chosen),
+    )
+    assert request.effective_audio_source.value == effective
+
+
+def test_the_given_sound_is_heard_without_the_vocoder_unless_a_stage_is_asked_for(
+    pipeline: Pipeline, texts: Texts, uses: list[tuple[Component, Phase]]
+) -> None:
+    request = request_for("one-stage", 1, width=64, audio=sound(2.0))
+    pair = pipeline.denoise(request, *texts)
+    heard = pipeline.decode(request, pair, NullSink())
+    assert request.audio is not None
+    assert torch.equal(heard.waveform, request.audio.waveform[:, :, : round(FRAMES / FPS * RATE)])
+    assert Component.VOCODER not in {component for component, _ in uses}
+    decoded = pipeline.decode(replace(request, audio_source=AudioSource.STAGE_1), pair, NullSink())
+    assert Component.VOCODER in {component for component, _ in uses}
+    assert decoded.sampling_rate != RATE and decoded.waveform.std() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("clip", "problem"),
+    [
+        (AudioClip(torch.zeros(2, 2, 100), RATE), "one clip of one or two channels"),
+        (AudioClip(torch.zeros(1, 6, 100), RATE), "one clip of one or two channels"),
+        (AudioClip(torch.zeros(2, 100), RATE), "one clip of one or two channels"),
+        (AudioClip(torch.zeros(1, 2, 0), RATE), "one clip of one or two channels"),
+        (AudioClip(torch.zeros(1, 2, 100), 0), "must be a positive number"),
+        (AudioClip(torch.full((1, 2, 100), torch.nan), RATE), "not finite"),
+    ],
+    ids=["batch", "surround", "no batch", "empty", "rate", "nan"],
+)
+def test_sounds_that_cannot_be_used_are_refused(pipeline: Pipeline, clip: AudioClip, problem: str) -> None:
+    with pytest.raises(SettingError, match=problem) as caught:
+        pipeline.validate(request_for(audio=clip))
+    assert caught.value.setting.startswith("audio")
+    with pytest.raises(SettingError, match="without a given sound"):
+        pipeline.validate(request_for(audio_source=AudioSource.INPUT))
