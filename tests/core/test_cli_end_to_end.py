@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from ltx2_two_stage import cli
@@ -41,7 +43,8 @@ def command(tiny: TinyFiles, folder: Path, **changes: object) -> list[str]:
         "output": folder / "clip.mp4",
         **changes,
     }
-    words = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items())
+    given = {name: value for name, value in options.items() if value is not None}
+    words = ((f"--{name.replace('_', '-')}", str(value)) for name, value in given.items())
     return ["generate", *(word for pair in words for word in pair)]
 
 
@@ -134,6 +137,10 @@ def test_the_same_command_gives_the_same_latents_and_another_seed_others(
         ({"distilled_strength": "0,0.5"}, {"stage2_video", "stage2_audio", "frames"}),
         ({"audio_guidance": "cfg=2"}, {"stage1_video", "stage1_audio"}),
         ({"fps": "12"}, {"stage1_video", "stage1_audio"}),
+        ({"sampler": "gradient_estimation", "steps": 3}, {"stage1_video", "stage2_video"}),
+        ({"steps": None, "sigmas": "1,0.6,0"}, {"stage1_video", "stage1_audio", "stage1_sigmas"}),
+        ({"refine_sigmas": "0.9,0.4,0"}, {"stage2_video", "stage2_audio"}),
+        ({"schedule_tokens": 0}, {"stage1_video", "stage1_sigmas"}),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -159,6 +166,57 @@ def plain(tiny: TinyFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("plain")
     assert cli.main([*command(tiny, folder, save_latents=folder / "latents.safetensors"), "--quiet"]) == 0
     return load_file(folder / "latents.safetensors")
+
+
+def test_separate_guidance_passes_change_nothing_but_rounding(
+    tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], plain: dict[str, torch.Tensor]
+) -> None:
+    apart = run(tiny, tmp_path / "a", capsys, guidance_passes="separate").latents
+    for name in ("stage1_video", "stage1_audio", "stage2_video"):
+        # Batched and single matrix products add up in another order
+        assert (apart[name] - plain[name]).abs().max() < 1e-4, name
+
+
+def test_a_clip_is_made_for_a_given_sound(
+    tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], plain: dict[str, torch.Tensor]
+) -> None:
+    rate, seconds = 22050, FRAMES / 24
+    samples = np.sin(2 * np.pi * 440 * np.arange(rate) / rate) * 0.5
+    path = tmp_path / "tone.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    done = run(tiny, tmp_path / "a", capsys, audio=path)
+    latents = done.latents
+    assert torch.equal(latents["stage1_audio"], latents["stage2_audio"])
+    assert latents["stage1_audio"].shape == plain["stage1_audio"].shape
+    assert not torch.equal(latents["stage1_video"], plain["stage1_video"])
+    heard = latents["audio_waveform"]
+    assert heard.shape == (1, 2, round(seconds * rate))
+    # Two steps of 16-bit samples: they were cut off, and scaled by one less than 2^15
+    assert np.abs(heard[0].numpy() - samples[: heard.shape[2]]).max() < 2 / 2**15
+    with av.open(str(done.folder / "clip.mp4")) as clip:
+        assert clip.streams.audio[0].rate == rate
+        sound = np.concatenate([frame.to_ndarray() for frame in clip.decode(audio=0)], axis=1)
+        settings = json.loads(clip.metadata["ltx2_settings"])
+    spectrum = np.abs(np.fft.rfft(sound[0, 1024:7168]))
+    assert spectrum.argmax() * rate / 6144 == pytest.approx(440, abs=4)
+    assert settings["audio"] == "tone.wav" and f"at {rate} Hz" in done.out
+    decoded = run(tiny, tmp_path / "b", capsys, audio=path, audio_source="stage1").latents
+    assert torch.equal(decoded["stage2_video"], latents["stage2_video"])
+    assert decoded["audio_waveform"].shape == plain["audio_waveform"].shape
+
+
+def test_the_last_frame_has_a_name(tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "last.png"
+    Image.effect_noise((100, 80), 60).convert("RGB").save(image)
+    named, numbered = (
+        run(tiny, tmp_path / name, capsys, image=f"{image}@{frame}:0.9").latents
+        for name, frame in (("a", "last"), ("b", FRAMES - 1))
+    )
+    assert all(torch.equal(tensor, numbered[name]) for name, tensor in named.items())
 
 
 @pytest.mark.parametrize("recipe", ["hq", "distilled", "one-stage"])
