@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,44 +37,47 @@ class ModesBenchmark:
     """What is run.
 
     Attributes:
+        sizes: of the clips; every mode loads its models once for all of them. The first gets a run more, with a new
+            prompt.
         modes: device modes, one after the other; the first is the one that others are compared with.
-        caps_gb: then, for each, what auto does when this process may take only so much of the GPU.
-        new_prompt: a counted run with a new prompt comes before the one that repeats it.
+        caps_gb: then, for each, what auto does with the first size when this process may take only so much of the GPU.
     """
 
     generation: str
     recipe: str
-    size: VideoSize
+    sizes: tuple[VideoSize, ...]
     modes: tuple[str, ...]
     caps_gb: tuple[float, ...] = ()
-    new_prompt: bool = True
 
-    def request(self, models: SyntheticModels) -> GenerationRequest:
+    def request(self, models: SyntheticModels, size: VideoSize) -> GenerationRequest:
         recipe = official_recipe(self.recipe, self.generation, models.num_layers)
-        width, height = self.size.width, self.size.height
-        return GenerationRequest(prompt=FIRST, recipe=recipe, width=width, height=height, frames=self.size.frames)
+        return GenerationRequest(prompt=FIRST, recipe=recipe, width=size.width, height=size.height, frames=size.frames)
 
-    def run(self) -> dict[str, Any]:
-        """All modes and caps, for the JSON file."""
-        results: list[dict[str, Any]] = []
-        reference: Mapping[str, Tensor] | None = None
+    def run(self, save: Callable[[dict[str, Any]], None]) -> None:
+        """All modes and caps; ``save`` takes the figures after each of them."""
+        figures: dict[str, Any] = {"machine": machine(), "modes": [], "capped": []}
+        references: list[tuple[dict[str, Any], Mapping[str, Tensor]]] = []
         for mode in self.modes:
-            outcome, latents = _measure(self, mode, short=False)
-            if reference is None:
-                reference = latents
-            outcome["differs_from_first_mode_in"] = _differences(reference, latents)
-            results.append(outcome)
-            del latents
+            measured = _measure(self, mode, self.sizes, short=False)
+            references = references or measured
+            for (reference, expected), (outcome, latents) in zip(references, measured, strict=True):
+                if outcome is not reference:
+                    outcome["against_first_mode"] = _against(reference, outcome)
+                    outcome["differs_from_first_mode_in"] = _differences(expected, latents)
+                    logger.info("%s", outcome["against_first_mode"])
+                figures["modes"].append(outcome)
+            del measured
             _empty()
-        for outcome in results[1:]:
-            outcome["against_first_mode"] = _against(results[0], outcome)
-        return {"machine": machine(), "modes": results, "capped": [self._capped(cap) for cap in self.caps_gb]}
+            save(figures)
+        for cap in self.caps_gb:
+            figures["capped"].append(self._capped(cap))
+            save(figures)
 
     def _capped(self, cap_gb: float) -> dict[str, Any]:
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 1e9 / total))
         try:
-            outcome, _ = _measure(self, "auto", short=cap_gb < LARGE_CAP_GB)
+            (outcome, _), *_ = _measure(self, "auto", self.sizes[:1], short=cap_gb < LARGE_CAP_GB)
         except LTX2Error as error:
             outcome = {"error": str(error)}
             logger.info("cap %g GB: %s", cap_gb, error)
@@ -104,26 +107,48 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _measure(benchmark: ModesBenchmark, mode: str, short: bool) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
-    """One mode on freshly made models: a short run that warms everything up, a new prompt, the same prompt again.
+def _measure(
+    benchmark: ModesBenchmark, mode: str, sizes: Sequence[VideoSize], short: bool
+) -> list[tuple[dict[str, Any], Mapping[str, Tensor]]]:
+    """One mode on freshly made models.
 
     Args:
         short: the counted runs have few steps too.
 
     Returns:
-        What was measured, and the last run's latents on the CPU.
+        For every size what was measured, and the last run's latents on the CPU.
     """
     models = SyntheticModels(benchmark.generation)
-    manager = open_manager(models, torch.device("cuda"), mode, benchmark.size)
+    manager = open_manager(models, torch.device("cuda"), mode, max(sizes, key=lambda size: size.width * size.height))
     pipeline = Pipeline(models, manager)
-    full = benchmark.request(models)
-    few = replace(full, recipe=replace(full.recipe, steps=SHORT_STEPS))
-    counted = replace(few if short else full, prompt=ANOTHER)
+    measured = []
+    for size in sizes:
+        full = benchmark.request(models, size)
+        few = replace(full, recipe=replace(full.recipe, steps=SHORT_STEPS))
+        counted = replace(few if short else full, prompt=ANOTHER)
+        plan = [("first", few), ("new_prompt", counted), ("same_prompt", counted)]
+        outcome, latents = _measure_runs(mode, pipeline, plan if size == sizes[0] else [plan[0], plan[2]])
+        outcome = {
+            "request": {"generation": models.generation, "recipe": full.recipe.name, **size._asdict(),
+                        "fps": full.fps, "dtype": str(models.dtype)},
+            "mode": manager.mode,
+            "mode_reason": manager.mode_reason,
+            **outcome,
+            "idle_switch_ms": _switch_times(manager, models, full.recipe),
+            "where": manager.status(),
+        }  # fmt: skip
+        logger.info("%s: idle switch %s ms, %s", outcome["mode"], outcome["idle_switch_ms"], outcome["where"]["host"])
+        measured.append((outcome, latents))
+    manager.drop()
+    return measured
+
+
+def _measure_runs(
+    mode: str, pipeline: Pipeline, plan: Sequence[tuple[str, GenerationRequest]]
+) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """Runs by name; the first does not count."""
     runs: dict[str, dict[str, Any]] = {}
-    kept: list[dict[str, Tensor]] = []
-    plan = [("first", few if benchmark.new_prompt else replace(few, prompt=ANOTHER)), ("same_prompt", counted)]
-    if benchmark.new_prompt:
-        plan.insert(1, ("new_prompt", counted))
+    latents: list[Mapping[str, Tensor]] = []
     for name, request in plan:
         # Nothing waits for the device here: a run starts while the last one's restore is still under way
         begin = time.perf_counter()
@@ -131,27 +156,20 @@ def _measure(benchmark: ModesBenchmark, mode: str, short: bool) -> tuple[dict[st
         seconds = round(time.perf_counter() - begin, 3)
         runs[name] = {"steps": request.recipe.steps, "total_s": seconds, "stages": asdict(result.report)["stages"]}
         runs[name]["reserved_bytes"] = torch.cuda.max_memory_reserved()
-        kept = [*kept[-1:], result.latents]
-        stages = ", ".join(f"{s['name']} {s['ms']:.0f}" for s in runs[name]["stages"])
-        logger.info("%s, %s: %.2f s (ms: %s)", mode, name, seconds, stages)
-    warm = [stage["peak_bytes"] for name in runs if name != "first" for stage in runs[name]["stages"]]
+        latents = [*latents[-1:], result.latents]
+        stages = ", ".join(f"{s['name']} {s['ms']:.0f} ({s['peak_bytes'] / 1e9:.1f})" for s in runs[name]["stages"])
+        logger.info(
+            "%s %dx%d, %s: %.2f s (ms, peak GB: %s)", mode, request.width, request.height, name, seconds, stages
+        )
+    counted = [name for name in runs if name != "first"]
     outcome = {
-        "request": {"generation": models.generation, "recipe": full.recipe.name, **benchmark.size._asdict(),
-                    "fps": full.fps, "dtype": str(models.dtype)},
-        "mode": manager.mode,
-        "mode_reason": manager.mode_reason,
         "runs": runs,
-        "peak_bytes": max(warm),
-        "idle_switch_ms": _switch_times(manager, models, full.recipe),
-        "where": manager.status(),
-        "last_two_runs_differ_in": _differences(kept[0], kept[-1]) if benchmark.new_prompt else None,
-        "all_finite": all(bool(t.float().isfinite().all()) for t in kept[-1].values()),
-    }  # fmt: skip
-    manager.drop()
-    logger.info("%s: %.2f s, peak %.1f GB, idle switch %s ms, host %s, differs between runs: %s", outcome["mode"],
-                runs["same_prompt"]["total_s"], max(warm) / 1e9, outcome["idle_switch_ms"],
-                outcome["where"]["host"], outcome["last_two_runs_differ_in"])  # fmt: skip
-    return outcome, kept[-1]
+        "peak_bytes": max(stage["peak_bytes"] for name in counted for stage in runs[name]["stages"]),
+        "all_finite": all(bool(t.float().isfinite().all()) for t in latents[-1].values()),
+    }
+    if len(counted) > 1:
+        outcome["last_two_runs_differ_in"] = _differences(latents[0], latents[1])
+    return outcome, latents[-1]
 
 
 def _empty() -> None:

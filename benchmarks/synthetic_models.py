@@ -6,6 +6,7 @@ Random weights say nothing of quality; they have the released models' shapes, dt
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ DISTILLED = "distilled"
 LORA_RANK = 384  # of the official file, capped per layer at min(in, out)
 LORA_STD = 0.01
 # Weights are slices of one pool of normal numbers, each from another place: making 38 GB of new ones takes 20 s
-POOL, OFFSET = 2**26, 7_654_321
+POOL = 2**26
 GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
 GEMMA_BYTES = 23_532_000_000
 
@@ -63,6 +64,7 @@ class SyntheticModels:
     def __init__(self, generation: str, seed: int = 0) -> None:
         config = full_size_config(generation)  # type: ignore[arg-type]
         self.generation, self.seed = generation, seed
+        self._pools: dict[torch.device, Tensor] = {}
         self.transformer = TransformerConfig.from_metadata(config)
         self.text = TextConfig.from_metadata(config)
         self.video_vae = VideoVAEConfig.from_metadata(config)
@@ -100,21 +102,23 @@ class SyntheticModels:
 
     def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
         """Random weights, for memory on the GPU or on the host: the same in both."""
-        pools: dict[torch.device, Tensor] = {}
-        pool = torch.randn(POOL, generator=torch.Generator().manual_seed(self.seed)).to(self.dtype)
-        at = 0
         for name, tensor in tensors.items():
-            if tensor.device not in pools:
-                pools[tensor.device] = pool.to(tensor.device)
+            pool = self._pool(tensor.device)
             spread = 0.8 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 and "table" not in name else 0.2
             mean = 1.0 if name.endswith("norm.weight") else 0.0
-            flat = tensor.view(-1)
+            at, flat = zlib.crc32(name.encode()), tensor.view(-1)
             for begin in range(0, len(flat), POOL // 2):
                 part = flat[begin : begin + POOL // 2]
-                at = (at + OFFSET) % (POOL - len(part) + 1)
-                torch.mul(pools[tensor.device][at : at + len(part)], spread, out=part)
+                start = (at + begin) % (POOL - len(part) + 1)
+                torch.mul(pool[start : start + len(part)], spread, out=part)
                 if mean:
                     part.add_(mean)
+
+    def _pool(self, device: torch.device) -> Tensor:
+        if device not in self._pools:
+            numbers = torch.randn(POOL, generator=torch.Generator().manual_seed(self.seed))
+            self._pools[device] = numbers.to(device=device, dtype=self.dtype)
+        return self._pools[device]
 
     def adapt(self, transformer: nn.Module, names: Collection[str] = ()) -> None:
         """The distilled LoRA with random matrices, in host memory."""

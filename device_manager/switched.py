@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ class SwitchedSpec:
 
     Attributes:
         skeleton: the module on the meta device, in its final dtypes.
-        fill: writes every tensor, by name, into memory that is given, on the host or on the device.
+        fill: writes the tensors whose names it is given into memory, on the host or on the device.
         layers: path of the module list that is copied, merged and waited for layer by layer.
         adapt: wraps layers of a module that shares the weights with the adapters of these names; their matrices are
             read into host memory.
@@ -109,13 +110,11 @@ class Switched:
             plain = self.spec.skeleton()
             layout = Layout.of(plain, self.spec.layers)
             first = WeightSet(layout, self._home)
-            self.spec.fill(first.named())
+            self._fill(first)
             assign(plain, first.views)
             self._tensors = [tensor for _, tensor in unique_tensors(plain.eval())]
             if self._keeps_host_copy:
                 self._host = first
-                for memory in first.memory:
-                    self._budget.pin(memory, first)
             else:
                 self._base = first
                 self._moved(first.nbytes if self._streams.cuda else 0, 0)
@@ -123,6 +122,17 @@ class Switched:
             self._hook(plain, self._before_base_layer)
             self._layout, self._plain = layout, plain
         return self._plain
+
+    def _fill(self, weights: WeightSet) -> None:
+        """Reads group after group; while one is read, the one before is page-locked."""
+        with ThreadPoolExecutor(1, thread_name_prefix="ltx2-pin") as pinning:
+            pins = []
+            for group, memory in enumerate(weights.memory):
+                self.spec.fill(weights.named(group))
+                if self._keeps_host_copy:
+                    pins.append(pinning.submit(self._budget.pin, memory, weights))
+            for pin in pins:
+                pin.result()
 
     @property
     def _keeps_host_copy(self) -> bool:

@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, rest = super().parse_known_args(args, namespace)
-        if "recipe" in found:
+        if "width" in found:
             _fill_size(found)
         return found, rest
 

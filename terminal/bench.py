@@ -13,6 +13,7 @@ from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.recipes import DEFAULT_FRAMES, DEFAULT_SIZES, RECIPE_NAMES
 
+_SIZES = "x".join(map(str, DEFAULT_SIZES["two-stage"]))
 DESCRIPTION = "Measures on a GPU, with full-size models of random weights: nothing is downloaded, about 60 GB of VRAM."
 
 
@@ -22,13 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes = benchmarks.add_parser("modes", allow_abbrev=False, help="a run in every device mode, side by side")
     _shared(modes)
     modes.add_argument("--recipe", choices=RECIPE_NAMES, default="two-stage")
-    modes.add_argument("--width", type=int, default=DEFAULT_SIZES["two-stage"][0], metavar="W")
-    modes.add_argument("--height", type=int, default=DEFAULT_SIZES["two-stage"][1], metavar="H")
+    modes.add_argument("--sizes", default=_SIZES, metavar="WxH,WxH", help=f"of the clips (default {_SIZES})")
     modes.add_argument("--frames", type=int, default=DEFAULT_FRAMES, metavar="N")
     modes.add_argument(
         "--modes", default=",".join(MODE_NAMES[1:]), metavar="M,M", help="device modes; the first is compared with"
     )
-    modes.add_argument("--once", action="store_true", help="no second full run for a new prompt")
     modes.add_argument("--caps", default="", metavar="GB,GB", help="also: auto, held to so much GPU memory")
     load = benchmarks.add_parser("load", allow_abbrev=False, help="a checkpoint from disk into a host snapshot")
     _shared(load)
@@ -53,27 +52,34 @@ def bench(arguments: argparse.Namespace) -> None:
         raise SettingError("out", arguments.out, "lies in a folder that does not exist", "Make the folder first.")
     work = _modes(arguments) if arguments.benchmark == "modes" else None
     _require_gpu()
-    figures: dict[str, Any]
-    figures = work.run() if work is not None else _benchmark("load").run(arguments.generation, arguments.file)
-    arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+    def save(figures: dict[str, Any]) -> None:
+        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+
+    if work is not None:
+        work.run(save)
+    else:
+        save(_benchmark("load").run(arguments.generation, arguments.file))
     sys.stdout.write(f"{arguments.out}\n")
 
 
 def _modes(arguments: argparse.Namespace) -> Any:
-    from ..assembly import check_device_mode
     from ..ltx2_core.types import VideoSize
 
     modes = tuple(filter(None, arguments.modes.split(",")))
     for mode in modes:
-        check_device_mode(mode)
+        if mode not in MODE_NAMES:
+            raise SettingError("modes", mode, "is no device mode", f"Choose from: {', '.join(MODE_NAMES)}.")
     try:
         caps = tuple(float(cap) for cap in filter(None, arguments.caps.split(",")))
     except ValueError as error:
         raise SettingError("caps", arguments.caps, "must be numbers of GB", "For example: --caps 60,48.") from error
-    size = VideoSize(arguments.frames, arguments.height, arguments.width)
-    return _benchmark("modes").ModesBenchmark(
-        arguments.generation, arguments.recipe, size, modes, caps, not arguments.once
-    )
+    try:
+        pairs = [tuple(map(int, size.split("x"))) for size in arguments.sizes.split(",")]
+        sizes = tuple(VideoSize(arguments.frames, height, width) for width, height in pairs)
+    except ValueError as error:
+        raise SettingError("sizes", arguments.sizes, "must be WxH, by commas", f"For example: {_SIZES}.") from error
+    return _benchmark("modes").ModesBenchmark(arguments.generation, arguments.recipe, sizes, modes, caps)
 
 
 def _benchmark(name: str) -> Any:

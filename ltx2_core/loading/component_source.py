@@ -73,9 +73,9 @@ class ComponentSource:
             return self.create().to(dtype).eval().requires_grad_(False)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Reads every tensor into the one of that name; the names are those of :attr:`shapes`."""
+        """Reads each tensor into the one of that name; the names are those of :attr:`shapes`, all or some."""
         for piece in self.pieces:
-            read_into(piece.file, {key: tensors[name] for name, key in piece.names.items()})
+            read_into(piece.file, {key: tensors[name] for name, key in piece.names.items() if name in tensors})
 
     def build(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Reads every tensor once, straight into the module."""

@@ -135,8 +135,9 @@ def merge(model: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[st
     """
     adapted = _adapted_by_weight(model)
     for path, weight in weights.items():
-        layer = adapted.get(path)
-        for name, strength in strengths.items() if layer is not None else ():
+        if (layer := adapted.get(path)) is None:
+            continue
+        for name, strength in strengths.items():
             if name in layer.scaling and strength:
                 scale = strength * layer.lora_alpha[name] / layer.r[name]
                 weight.addmm_(layer.lora_B[name].weight, layer.lora_A[name].weight, alpha=scale)

@@ -88,10 +88,9 @@ class Source:
         self.fail: str | None = None
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        self.reads += 1
+        self.reads += "first.weight" in tensors  # one of the parts that are read one after the other
         if self.fail == "fill":
             raise OSError("the file went away")
-        assert tensors.keys() == self.weights.keys()
         for name, tensor in tensors.items():
             tensor.copy_(self.weights[name])
 
