@@ -1,0 +1,75 @@
+"""``ltx2 bench`` where there is no GPU: what it refuses, and the synthetic models that it measures."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ltx2_two_stage.benchmarks import load
+from ltx2_two_stage.benchmarks.synthetic_models import SyntheticModels
+from ltx2_two_stage.cli import main
+from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.types import Component
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["modes", "--modes", "resident,fast"], "modes = 'fast': is no device mode"),
+        (["modes", "--caps", "60,much"], "caps = '60,much': must be numbers of GB"),
+        (["modes", "--sizes", "768x512x121"], "sizes = '768x512x121': must be WxH"),
+        (["modes", "--sizes", "768"], "sizes = '768': must be WxH"),
+        (["modes", "--recipe", "fast"], "invalid choice: 'fast'"),
+        (["load"], "the following arguments are required: --file"),
+        ([], "required: BENCHMARK"),
+    ],
+    ids=["mode", "cap", "size of three", "size of one", "recipe", "no file", "no benchmark"],
+)
+def test_bad_input(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "out.json")] if arguments else []
+    assert main(["bench", *arguments, *out]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("benchmark", ["modes", "load"])
+def test_without_a_gpu(benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ["--file", str(tmp_path / "file")] if benchmark == "load" else []
+    assert main(["bench", benchmark, "--out", str(tmp_path / "out.json"), *file]) == 2
+    assert "needs an NVIDIA GPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "modes", "--out", str(tmp_path / "none" / "out.json")]) == 2
+    assert "a folder that does not exist" in capsys.readouterr().err
+
+
+def test_synthetic_weights_are_the_same_whenever_they_are_made() -> None:
+    name = "transformer_blocks.0.audio_attn1.to_q.weight"
+    models = SyntheticModels("2.3")
+    models.transformer = replace(models.transformer, num_layers=1)
+    shape = models.skeleton(Component.TRANSFORMER).get_parameter(name).shape
+    alone, among = {name: torch.empty(shape)}, {"other.weight": torch.empty(8, 8), name: torch.empty(shape)}
+    alone, among = ({n: t.bfloat16() for n, t in tensors.items()} for tensors in (alone, among))
+    models.fill(Component.TRANSFORMER, alone)
+    models.fill(Component.TRANSFORMER, among)
+    assert torch.equal(alone[name], among[name])
+    # Sums of products of such weights stay of the order of one
+    assert abs(float(alone[name].float().std()) * shape[-1] ** 0.5 - 0.8) < 0.01
+
+
+def test_the_file_that_is_loaded_is_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    shapes = {"a.weight": (300, 7), "b": (5,)}
+    assert load._write(path, shapes) == 2 * (2100 + 5)
+    file = SafetensorsFile.open(path, "checkpoint")
+    assert {name: info.shape for name, info in file.tensors.items()} == shapes
+    assert file.read(["b"])["b"].dtype is torch.bfloat16
+    load._read(path)
+    if hasattr(os, "posix_fadvise"):
+        load._forget(path)
