@@ -172,7 +172,7 @@ def test_a_change_reads_neither_the_checkpoint_nor_the_prompt_again(
     pipeline = open_pipeline(tiny, mode)
     whole()
     base = dict(reads)
-    assert base["transformer"] == base["gemma"] == base[tiny.distilled_lora.name] == 1
+    assert base["transformer"] > 0 and base["gemma"] == base[tiny.distilled_lora.name] == 1
     for strength in (0.5, 0.9):
         whole(LoRASource(tiny.lora, strength))
     whole(LoRASource(tiny.lora, 0.9, "2"), LoRASource(tiny.lora, 0.1, "1"))
@@ -180,7 +180,7 @@ def test_a_change_reads_neither_the_checkpoint_nor_the_prompt_again(
     # One more set of adapters, since the first had none of the style
     assert reads == Counter(base) + Counter({tiny.lora.name: 1, tiny.distilled_lora.name: 1})
     whole(LoRASource(tiny.lora, 0.9), LoRASource(other, 0.1))
-    assert reads["transformer"] == reads["gemma"] == 1 and reads[other.name] == 1
+    assert reads["transformer"] == base["transformer"] and reads["gemma"] == reads[other.name] == 1
 
 
 @pytest.mark.parametrize("mode", MODES)
