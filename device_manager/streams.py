@@ -15,7 +15,7 @@ Event = Any  # torch.cuda.Event, or None where work is done when the call return
 class Streams:
     """Streams beside the current one of one device: for copies, for copies that must not queue behind those, for work.
 
-    Nothing here waits on the host.
+    Nothing here waits on the host, but :meth:`settle`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -73,3 +73,8 @@ class Streams:
         """Tells the allocator that the current stream uses memory that another stream made."""
         if self.cuda:
             tensor.record_stream(torch.cuda.current_stream(self.device))
+
+    def settle(self) -> None:
+        """The host waits for all work: for before it gives up memory of its own that copies may still read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

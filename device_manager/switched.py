@@ -160,6 +160,8 @@ class Switched:
         if self._names.issuperset(names):
             return
         self._abandon()
+        if self._adapters is not None:
+            self._streams.settle()
         self._adapters, self._applied, self._names = None, None, frozenset(names)
 
     def _hook(self, module: nn.Module, before: Callable[[int], None]) -> None:
