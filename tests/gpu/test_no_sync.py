@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from device_waits import waiting_is_an_error
+from ltx2_two_stage.ltx2_core.sampling.gradient_estimation import gradient_estimation_loop
 from ltx2_two_stage.ltx2_core.sampling.loop import euler_loop
 from ltx2_two_stage.ltx2_core.sampling.res_2s import res_2s_loop
 from ltx2_two_stage.ltx2_core.sampling.schedules import guided_sigmas
@@ -35,10 +36,11 @@ def test_the_watch_notices(cuda: torch.device) -> None:
         (euler_loop, FULL, False),
         (euler_loop, SKIPPING, False),
         (euler_loop, Guidance(), False),
+        (gradient_estimation_loop, FULL, False),
         (res_2s_loop, HQ, True),
         (res_2s_loop, Guidance(), True),
     ],
-    ids=["guided", "skipping", "stage 2", "HQ", "HQ stage 2"],
+    ids=["guided", "skipping", "stage 2", "gradient estimation", "HQ", "HQ stage 2"],
 )
 def test_a_whole_loop_never_waits(
     cuda: torch.device, loop: Any, guidance: Guidance, separate: bool, image: bool
