@@ -122,6 +122,8 @@ class Placed:
     def drop(self) -> None:
         """Forgets the module; the next use loads it again."""
         self.release()
+        if self._host is not None:
+            self._streams.settle()
         self._module, self._host, self._stream, self._tensors = None, None, None, []
 
 

@@ -425,6 +425,7 @@ class Switched:
     def drop(self) -> None:
         """Forgets everything, the host copy too."""
         self.release()
+        self._streams.settle()
         self._forget()
 
 
