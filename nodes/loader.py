@@ -78,9 +78,9 @@ class Loader(io.ComfyNode):
                     options=list(MODE_NAMES),
                     default=AUTO,
                     tooltip="Where the two sets of transformer weights live. auto chooses by what the machine has. "
-                    "resident: both on the GPU (about 90 GB). snapshot: the second one only while it is used. "
-                    "snapshot-low: one on the GPU and a copy in host memory (about 48 GB). original: one, with the "
-                    "LoRA applied on the fly.",
+                    "resident: both on the GPU (86 to 111 GB). snapshot: the second one only while it is used. "
+                    "snapshot-low: one on the GPU and a copy in host memory (45 GB). original: one, with the "
+                    "LoRA applied on the fly (48 GB).",
                 ),
                 _split_file_input("video_vae", "Video VAE, where the checkpoint has none. From models/vae."),
                 _split_file_input(

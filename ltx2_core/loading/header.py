@@ -76,7 +76,10 @@ def read_header(path: Path, setting: str) -> tuple[dict[str, str], dict[str, Ten
         with path.open("rb") as file:
             return _parse(file, path, setting, path.stat().st_size)
     except FileNotFoundError:
-        raise CheckpointError(setting, path, "does not exist", "Check the path.") from None
+        fix = "Check the path; for a repository of the Hugging Face Hub, --download fetches it."
+        raise CheckpointError(
+            setting, path, "does not exist", fix if setting == "checkpoint" else "Check the path."
+        ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise CheckpointError(setting, path, f"cannot be read ({reason})", "Check the file's permissions.") from error

@@ -12,8 +12,8 @@ from ..recipes import SAMPLERS, AudioSource, Recipe
 from ..request import GenerationRequest
 from ..sampling.res_2s import LAST_SIGMA
 from ..sampling.schedules import fixed_sigmas
-from ..types import AudioClip, ImageCondition, StreamGuidance
-from .plan import image_frames, placed_images
+from ..types import AudioClip, ImageCondition, Phase, StreamGuidance
+from .plan import image_frames, placed_images, plan_stages
 
 _SEED_LIMIT = 2**64
 _MAX_CRF = 51  # libx264's scale
@@ -180,3 +180,19 @@ def _check_parts(models: Models, request: GenerationRequest) -> None:
     if any(recipe.distilled_strength) and not models.has_distilled_lora:
         fix = "Give the distilled LoRA, or set distilled-strength to 0,0 for a checkpoint that is distilled itself."
         raise SettingError("distilled-lora", None, f"the {recipe.name} recipe needs one", fix)
+    if recipe.stages == 1:
+        first, second = (models.adapter_strengths(phase, (0.0, 0.0)) for phase in (Phase.STAGE_1, Phase.STAGE_2))
+        for name, strength in second.items():
+            if strength and not first.get(name):
+                fix = "Give it to stage 1 or to both, or choose a recipe of two stages."
+                raise SettingError("lora stage", 2, f"the {recipe.name} recipe has no stage 2", fix)
+    if recipe.sampler == "res_2s":
+        for plan in plan_stages(models, request):
+            if not all(sigma > following for sigma, following in pairwise(plan.sigmas)):
+                # Far above 30,000 tokens the first values are all 1 in float32, and further up they are no numbers
+                tokens = recipe.schedule_tokens or plan.video.token_count
+                problem = f"makes a schedule for {tokens} tokens, which does not fall from the first step on"
+                if recipe.schedule_tokens:
+                    raise SettingError("schedule-tokens", tokens, problem, "Choose 30000 at most.")
+                fix = "Give fewer frames or a smaller size, or set schedule-tokens."
+                raise SettingError("frames", request.frames, problem, fix)

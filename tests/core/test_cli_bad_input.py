@@ -108,6 +108,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"refine_sigmas": "1.5,0.5,0"}, ["refine-sigmas = [1.5, 0.5, 0.0]", "1 or below"]),
         ({"refine_sigmas": "0.9,0", "recipe": "one-stage"}, ["refine-sigmas = [0.9, 0.0]", "no stage 2"]),
         ({"refine_sigmas": "0.9,0.001,0", "recipe": "hq"}, ["refine-sigmas", "res_2s", "0.0011"]),
+        ({"schedule_tokens": 60_000, "recipe": "hq"}, ["schedule-tokens = 60000", "30000 at most"]),
         ({"schedule_tokens": -1}, ["schedule-tokens = -1", "between 1 and"]),
         ({"schedule_tokens": 10**9}, ["schedule-tokens = 1000000000", "between 1 and"]),
         ({"schedule_tokens": 4096, "steps": None, "recipe": "distilled"}, ["schedule-tokens = 4096", "fixed steps"]),
@@ -319,6 +320,8 @@ def test_user_loras(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(strange) in error and "0 of its 130 targets" in error and "unet." in error
 
     ic_lora = world.folder / "ic-lora.safetensors"
+    alone = world.options(lora=f"{world.new.lora}:0.5:2", recipe="one-stage")
+    assert "lora stage = 2: the one-stage recipe has no stage 2" in refused(alone, capsys)
     save_file(load_file(world.new.lora), ic_lora, {"reference_downscale_factor": "2"})
     error = refused(world.options(lora=f"{ic_lora}:1:2"), capsys)
     assert str(ic_lora) in error and "is an IC-LoRA" in error and "not supported" in error
