@@ -11,7 +11,7 @@ from .host_memory import PinnedBudget
 from .layout import Layout, unique_tensors
 from .ring import GroupRing
 from .streams import Event, Streams
-from .weights import WeightSet, bind, plain_tensors
+from .weights import WeightSet, bind, moved_together, plain_tensors
 
 Strengths = Mapping[str, float]
 Merge = Callable[[nn.Module, Mapping[str, Tensor], Strengths], None]
@@ -42,12 +42,8 @@ class Adapters:
         self.module, self._streams, self._moved = module, streams, moved
         self._tensors = [tensor for _, tensor in unique_tensors(module) if id(tensor) not in base]
         self.layout = Layout.of(module, layers, without=base)
-        self.host = WeightSet(self.layout, torch.device("cpu") if streams.cuda else streams.device)
-        for view, tensor in zip(self.host.views, self._tensors, strict=True):
-            view.copy_(tensor)
-            tensor.data = view  # one by one, so that what was read is freed on the way
-        for memory in self.host.memory:
-            budget.pin(memory, self.host)
+        home = torch.device("cpu") if streams.cuda else streams.device
+        self.host = moved_together(self._tensors, self.layout, home, budget)
         self.device: WeightSet | None = None
         self._ready: Event = None
 
@@ -118,10 +114,6 @@ class LayerwiseMerge:
     @property
     def finished(self) -> bool:
         return self._next == self._count
-
-    @property
-    def nbytes(self) -> int:
-        return self._ring.nbytes if self._ring is not None else 0
 
     def run_to(
         self, group: int, target: WeightSet, before: Callable[[int], None], after: Callable[[int], None]

@@ -14,7 +14,7 @@ from .host_memory import PinnedBudget
 from .layout import Layout, members, unique_tensors
 from .ring import GroupRing
 from .streams import Event, Streams
-from .weights import WeightSet, bind, plain_tensors
+from .weights import WeightSet, bind, moved_together, plain_tensors
 
 Placement = Literal["stay", "visit", "stream"]
 
@@ -73,13 +73,8 @@ class Placed:
                 return self._module
             module = self.spec.build(torch.device("cpu"))
             layout = Layout.of(module, self.spec.layers if self.placement == "stream" else None)
-            self._host = WeightSet(layout, torch.device("cpu"))
             self._tensors = [tensor for _, tensor in unique_tensors(module)]
-            for view, tensor in zip(self._host.views, self._tensors, strict=True):
-                view.copy_(tensor)
-                tensor.data = view  # one by one, so that what was read is freed on the way
-            for memory in self._host.memory:
-                self._budget.pin(memory, self._host)
+            self._host = moved_together(self._tensors, layout, torch.device("cpu"), self._budget)
             if self.placement == "stream":
                 self._stream = LayerStream(
                     module, self.spec.layers or "", layout, self._host, self._streams, self._moved

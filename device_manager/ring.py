@@ -27,10 +27,6 @@ class GroupRing:
         self._free: list[Event] = []
         self._arrived: dict[int, Event] = {}
 
-    @property
-    def nbytes(self) -> int:
-        return sum(buffer.nbytes for buffer in self._buffers)
-
     def open(self, first: int = 0) -> None:
         """Makes the buffers, for groups from ``first`` on, and brings as many as there are buffers but one."""
         sizes = self._host.layout.group_bytes

@@ -277,11 +277,10 @@ class Switched:
 
     def _prefetch_group(self, merge: LayerwiseMerge, group: int) -> None:
         """While a layer is computed on the base, its part of the second set is made: the host's work is spread."""
-        last = len(self._second_ready) - 1
         try:
             self._make_second(merge, group)
         except torch.OutOfMemoryError:
-            logger.debug("no room yet to prepare the merged weights, at group %d of %d", group, last)
+            logger.debug("no room yet to prepare the merged weights, at group %d", group)
             self._abandon_second()
             self._drop_second()
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .host_memory import PinnedBudget
 from .layout import Layout, unique_tensors
 
 
@@ -73,6 +74,20 @@ class WeightSet:
 
     def copy_from(self, source: WeightSet) -> int:
         return sum(self.copy_group(source, group) for group in range(len(self.memory)))
+
+
+def moved_together(tensors: Sequence[Tensor], layout: Layout, device: torch.device, budget: PinnedBudget) -> WeightSet:
+    """One copy of a module's tensors, which show it from now on; in host memory it is page-locked within the budget.
+
+    They are moved one by one, so that what they showed before is freed on the way.
+    """
+    weights = WeightSet(layout, device)
+    for view, tensor in zip(weights.views, tensors, strict=True):
+        view.copy_(tensor)
+        tensor.data = view
+    for memory in weights.memory:
+        budget.pin(memory, weights)
+    return weights
 
 
 def bind(tensors: Sequence[Tensor], views: Sequence[Tensor]) -> None:
