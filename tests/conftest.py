@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -31,11 +33,42 @@ def _load_root_package() -> None:
 _load_root_package()
 
 
+# What a script in the host's Python begins with: the host on a CPU, and this checkout as the package ``pack``.
+_IN_THE_HOST = """
+import importlib.util, sys
+root, host, *arguments = sys.argv[1:]
+sys.path.insert(0, host)
+sys.argv = [sys.argv[0], "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
+sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(pack)
+"""
+
+
 class ComfyUI(NamedTuple):
     """A real ComfyUI to test against, and the Python that has its packages."""
 
     folder: Path
     python: Path
+
+    def run(self, script: str, *arguments: Path, working: Path) -> str:
+        """What a script prints in the host's Python, in folder ``working``; its ``arguments`` are strings there."""
+        done = subprocess.run(
+            [str(self.python), "-c", _IN_THE_HOST + script, str(ROOT), str(self.folder), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=working,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def facts(self, script: str, *arguments: Path, working: Path) -> dict[str, Any]:
+        """The JSON that a script prints in a line after FACTS."""
+        lines = self.run(script, *arguments, working=working).splitlines()
+        return dict(json.loads(next(line for line in lines if line.startswith("FACTS")).removeprefix("FACTS")))
 
 
 def _comfyui_folders() -> Iterator[Path]:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
 CHECK = """
-import importlib.util, json, logging, sys
+import json, logging
 from pathlib import Path
-root, host, folder = sys.argv[1:]
-sys.path.insert(0, host)
-sys.argv = [sys.argv[0], "--cpu"]
-import comfy.options
-comfy.options.enable_args_parsing()
+folder, = arguments
 import torch
 from comfy.nested_tensor import NestedTensor
 
-spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
-sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
 from pack.ltx2_core.errors import LTX2Error
 from pack.ltx2_core.loading.model_set import ModelFiles
 from pack.ltx2_core.loading.synthetic import write_tiny
@@ -154,16 +143,7 @@ print("FACTS" + json.dumps(facts))
 @pytest.fixture(scope="module")
 def facts(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("native")
-    done = subprocess.run(
-        [str(comfyui.python), "-c", CHECK, str(ROOT), str(comfyui.folder), str(folder / "tiny")],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS"))
-    return dict(json.loads(line.removeprefix("FACTS")))
+    return dict(comfyui.facts(CHECK, folder / "tiny", working=folder))
 
 
 def test_upsample_keeps_what_it_does_not_know_and_the_sound(facts: dict[str, Any]) -> None:

@@ -5,24 +5,16 @@ In one place the host's model departs from the official code, and is brought bac
 
 from __future__ import annotations
 
-import json
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
 COMPARE = """
-import importlib.util, inspect, json, sys, textwrap
+import inspect, json, textwrap
 from pathlib import Path
-root, host, folder = sys.argv[1:]
-sys.path.insert(0, host)
-sys.argv = [sys.argv[0], "--cpu"]
-import comfy.options
-comfy.options.enable_args_parsing()
+folder, = arguments
 import torch
 import comfy.model_base
 import comfy.model_management
@@ -35,9 +27,6 @@ from comfy.nested_tensor import NestedTensor
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
-sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
 from pack.device_manager.layout import unique_tensors
 from pack.device_manager.modes import Mode
 from pack.ltx2_core.errors import LTX2Error
@@ -221,16 +210,7 @@ print("FACTS" + json.dumps(facts))
 @pytest.fixture(scope="module")
 def facts(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("model")
-    done = subprocess.run(
-        [str(comfyui.python), "-c", COMPARE, str(ROOT), str(comfyui.folder), str(folder)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FACTS"))
-    return dict(json.loads(line.removeprefix("FACTS")))
+    return dict(comfyui.facts(COMPARE, folder, working=folder))
 
 
 @pytest.mark.parametrize("variant", ["2.3", "2.0"])

@@ -113,16 +113,7 @@ def test_nodes_are_thin(nodes: dict[str, dict[str, Any]], name: str) -> None:
 
 
 FOLDERS = """
-import os, sys
-root, host, models = sys.argv[1:]
-sys.path.insert(0, host)
-sys.argv = [sys.argv[0], "--cpu"]
-import comfy.options
-comfy.options.enable_args_parsing()
-import importlib.util
-spec = importlib.util.spec_from_file_location("pack", root + "/__init__.py", submodule_search_locations=[root])
-sys.modules["pack"] = pack = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pack)
+models, = arguments
 from pathlib import Path
 from pack.nodes.host import _layout_folders
 print("FOUND", *_layout_folders(Path(models)))
@@ -137,13 +128,5 @@ def test_links_among_model_folders_are_followed_and_never_in_circles(comfyui: An
     (models / "linked").symlink_to(tmp_path / "elsewhere")
     (models / "real" / "up").symlink_to(models)
     (tmp_path / "elsewhere" / "back").symlink_to(models)  # a circle of two links
-    done = subprocess.run(
-        [str(comfyui.python), "-c", FOLDERS, str(ROOT), str(comfyui.folder), str(models)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    found = done.stdout.split("FOUND", 1)[1].split()
+    found = comfyui.run(FOLDERS, models, working=tmp_path).split("FOUND", 1)[1].split()
     assert found == ["linked/other", "real/gemma"]
