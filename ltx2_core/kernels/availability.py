@@ -1,0 +1,51 @@
+"""Whether fused kernels run, decided once per process."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingError
+
+logger = logging.getLogger("ltx2.kernels")
+
+VARIABLE = "LTX2_KERNELS"
+"""``auto`` takes Triton's kernels where Triton is installed; ``eager`` takes PyTorch's own everywhere."""
+
+SETTINGS = ("auto", "eager")
+
+
+def fused(tensor: Tensor) -> bool:
+    """Whether Triton's kernels serve this tensor: on an NVIDIA or AMD GPU, or anywhere in Triton's interpreter."""
+    return (tensor.is_cuda or interpreted()) and _wanted()
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on the CPU (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@lru_cache(maxsize=1)
+def _wanted() -> bool:
+    setting = os.environ.get(VARIABLE, "auto")
+    if setting not in SETTINGS:
+        raise SettingError(VARIABLE, setting, "is no choice of kernels", f"Choose from: {', '.join(SETTINGS)}.")
+    if setting == "eager":
+        return False
+    if importlib.util.find_spec("triton") is None:
+        logger.info("Triton is not installed: PyTorch's own kernels run, about a quarter slower.")
+        return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def has_fp8_matmul(device: torch.device) -> bool:
+    """Whether the GPU multiplies fp8 matrices with a scale per row: NVIDIA, compute capability 9.0 or newer."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
