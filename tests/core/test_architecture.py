@@ -18,7 +18,8 @@ CODE_FOLDERS = ("nodes", "terminal", "ltx2_core", "device_manager")
 # Layer -> layers it may import besides itself and CONTRACTS. A module belongs to the longest prefix that matches it.
 ALLOWED: dict[str, set[str]] = {
     "ltx2_core": set(),
-    "ltx2_core.models": set(),
+    "ltx2_core.kernels": set(),
+    "ltx2_core.models": {"ltx2_core.kernels"},
     "ltx2_core.sampling": set(),
     "ltx2_core.media": set(),
     "ltx2_core.loading": {"ltx2_core.models"},

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .batch import batch_items
+from ...kernels.modulation import Affine, Row
 
 SINUSOID_CHANNELS = 256
 _SINUSOID_PERIOD = 10000.0
@@ -45,9 +45,13 @@ class Modulation(NamedTuple):
             return rows
         return tuple(row.index_select(1, self.token_levels) for row in rows)
 
-    def items(self, items: slice) -> Modulation:
-        """Those of some batch items."""
-        return self._replace(vectors=batch_items(self.vectors, items))
+    def row(self, table: Tensor, row: int, at: int | None = None) -> Row:
+        """Row ``row`` of ``table`` (rows, D), with the vectors' row ``at`` added; the same one without ``at``."""
+        return Row(table, row, self.vectors, row if at is None else at, self.token_levels)
+
+    def affine(self, table: Tensor, scale: int, shift: int) -> Affine:
+        """Scale and shift by their rows."""
+        return Affine(self.row(table, scale), self.row(table, shift))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

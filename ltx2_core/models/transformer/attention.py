@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ...kernels import attention as kernels
+from ...kernels.activation import Activation, Needs
+from ...kernels.heads import can_norm_rope, gate_heads, norm_rope_
 from ...protocols import Attention
 from ...types import Rope
-from .batch import NONE_SKIPPED, Rows, Runs, batch_items, take
+from .batch import NONE_SKIPPED, Rows, Runs, take
 from .rope import rope_items, rotate
 
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """PyTorch's own choice of attention kernel."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+sdpa: Attention = kernels.attention
 
 
 class MultiHeadAttention(nn.Module):
@@ -46,10 +45,25 @@ class MultiHeadAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(width, query_width)])
         self.to_gate_logits = nn.Linear(query_width, heads) if gated else None
 
+    @property
+    def query_needs(self) -> Needs:
+        """The forms in which the query side's input is read."""
+        return Needs.of((self.to_q, self.to_gate_logits))
+
+    @property
+    def context_needs(self) -> Needs:
+        """The forms in which keys and values read the context."""
+        return Needs.of((self.to_k, self.to_v))
+
+    @property
+    def self_needs(self) -> Needs:
+        """The forms in which a self attention reads its input."""
+        return Needs.of((self.to_q, self.to_k, self.to_v, self.to_gate_logits))
+
     def forward(
         self,
-        x: Tensor,
-        context: Tensor | None = None,
+        x: Tensor | Activation,
+        context: Tensor | Activation | None = None,
         rope: Rope | None = None,
         context_rope: Rope | None = None,
         values_only: Runs = NONE_SKIPPED,
@@ -64,32 +78,55 @@ class MultiHeadAttention(nn.Module):
             values_only: batch items whose softmax result is replaced by their value projection, as spatio-temporal
                 guidance perturbs a self attention. Their queries and keys are not computed.
         """
+        x = x if isinstance(x, Activation) else Activation(x)
         if context is None:
             context, context_rope = x, rope
-        value = self.to_v(context)
+        elif not isinstance(context, Activation):
+            context = Activation(context)
+        value = context.through(self.to_v)
         parts = [
             value[items] if skipped else self._attend(x, context, value, rope, context_rope, items, context_rows)
             for items, skipped in values_only
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if self.to_gate_logits is not None:
-            gates = 2 * torch.sigmoid(self.to_gate_logits(x))
-            out = (out.unflatten(-1, (self.heads, -1)) * gates[..., None]).flatten(-2)
-        return self.to_out[0](out)  # type: ignore[no-any-return]
+        logits = None if self.to_gate_logits is None else x.through(self.to_gate_logits)
+        return gate_heads(out, logits, self.heads, Needs.of(self.to_out)).through(self.to_out[0])
 
     def _attend(
         self,
-        x: Tensor,
-        context: Tensor,
+        x: Activation,
+        context: Activation,
         value: Tensor,
         rope: Rope | None,
         context_rope: Rope | None,
         items: slice,
         context_rows: Rows | None,
     ) -> Tensor:
-        context, value = batch_items(context, items), batch_items(value, items)
-        q = rotate(self.q_norm(self.to_q(x[items])), rope and rope_items(rope, items), self.heads)
-        k = rotate(self.k_norm(self.to_k(context)), context_rope and rope_items(context_rope, items), self.heads)
+        own = x.items(items)
+        context = own if context is x else context.items(items)
+        value = value if value.shape[0] == 1 else value[items]
+        rope, context_rope = rope and rope_items(rope, items), context_rope and rope_items(context_rope, items)
+        q, k = self._positioned(own.through(self.to_q), context.through(self.to_k), rope, context_rope)
         v = rotate(value, None, self.heads)
         rows = tuple(range(q.shape[0])) if context_rows is None else context_rows
         return self.attention(q, take(k, rows), take(v, rows)).transpose(1, 2).flatten(-2)
+
+    def _positioned(self, q: Tensor, k: Tensor, rope: Rope | None, context_rope: Rope | None) -> tuple[Tensor, Tensor]:
+        """Queries and keys (B, T, width), normed, turned and split into heads; they are overwritten."""
+        if not (can_norm_rope(q, rope) and can_norm_rope(k, context_rope)):
+            return rotate(self.q_norm(q), rope, self.heads), rotate(self.k_norm(k), context_rope, self.heads)
+        eps = self.q_norm.eps
+        assert eps is not None
+        if q.shape == k.shape and _same(rope, context_rope):
+            norm_rope_((q, k), (self.q_norm.weight, self.k_norm.weight), eps, rope)
+        else:
+            norm_rope_((q,), (self.q_norm.weight,), eps, rope)
+            norm_rope_((k,), (self.k_norm.weight,), eps, context_rope)
+        return rotate(q, None, self.heads), rotate(k, None, self.heads)
+
+
+def _same(first: Rope | None, second: Rope | None) -> bool:
+    """Whether both are one table."""
+    if first is None or second is None:
+        return first is second
+    return first is second or first.cos is second.cos

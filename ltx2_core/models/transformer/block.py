@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ...kernels.activation import Activation, Needs
+from ...kernels.heads import gelu
+from ...kernels.modulation import Affine, Row, modulate, residual_norm
+from ...kernels.products import gelu_in_product, linear_gelu
 from ...protocols import Attention
 from ...types import StreamRope
-from .adaln import Modulation, modulate
+from .adaln import Modulation
 from .attention import MultiHeadAttention
-from .batch import BlockBatch, ExchangeRun, StreamBatch, batch_items, take
+from .batch import BlockBatch, ExchangeRun, StreamBatch, take
 from .config import StreamConfig, TransformerConfig
 from .rope import rope_items
 
@@ -43,33 +46,34 @@ class Stream:
             return self
         return replace(self, x=take(self.x, batch.copies))
 
-    def exchanging(self, items: slice) -> Stream:
-        """What the audio-video cross attention reads of some batch items."""
-        assert self.cross_modulation is not None and self.cross_gate is not None
-        rope = replace(self.rope, cross_attention=rope_items(self.rope.cross_attention, items))
-        return replace(
-            self,
-            # One that is not enabled may have batch 1 for all items; any other has no more than its own
-            x=self.x[items] if self.enabled else batch_items(self.x, items),
-            rope=rope,
-            cross_modulation=self.cross_modulation.items(items),
-            cross_gate=self.cross_gate.items(items),
-        )
-
-    def across(self, x: Tensor, table: Tensor, start: int) -> Tensor:
-        """The normed tokens ``x`` as one direction of the exchange reads them, with a block's table (5, D).
+    def across(self, table: Tensor, start: int) -> Affine:
+        """How one direction of the exchange reads the normed tokens, with a block's table (5, D).
 
         Unlike in the other tables, scale stands before shift here.
         """
         assert self.cross_modulation is not None
-        scale, shift = self.cross_modulation.rows(table[start : start + 2], start)
-        return modulate(x, shift, scale)
+        return self.cross_modulation.affine(table, start, start + 1)
 
-    def plus_gated(self, update: Tensor, table: Tensor) -> Tensor:
-        """The tokens after an update by the exchange."""
+    def exchange_gate(self, table: Tensor) -> Row:
+        """What scales an update by the exchange."""
         assert self.cross_gate is not None
-        (gate,) = self.cross_gate.rows(table[4:])
-        return torch.addcmul(self.x, update, gate)
+        return self.cross_gate.row(table, 4, 0)
+
+
+class Step(NamedTuple):
+    """A stream's tokens inside a block, and what the next norm adds to them."""
+
+    x: Tensor
+    update: Tensor | None = None
+    gate: Row | None = None  # None is 1
+    items: slice = slice(None)  # of the batch, which the update is for
+
+    def normed(
+        self, outputs: Sequence[Affine | None], eps: float, needs: Sequence[Needs]
+    ) -> tuple[Step, tuple[Activation, ...]]:
+        """The tokens after the update, and their norm, modulated in several ways; see :func:`residual_norm`."""
+        x, results = residual_norm(self.x, self.update, self.gate, outputs, eps, needs, self.items)
+        return Step(x), results
 
 
 class FeedForward(nn.Module):
@@ -82,8 +86,20 @@ class FeedForward(nn.Module):
         expand.proj = nn.Linear(width, inner)
         self.net = nn.ModuleList([expand, nn.Identity(), nn.Linear(inner, width)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))  # type: ignore[no-any-return, operator]
+    @property
+    def needs(self) -> Needs:
+        """The forms in which the input is read."""
+        return Needs.of((self.net[0].proj,))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor | Activation) -> Tensor:
+        """(B, T, width) -> the same shape."""
+        x = x if isinstance(x, Activation) else Activation(x)
+        expand: Any = self.net[0].proj
+        if x.plain is not None and gelu_in_product(x.plain, expand):
+            hidden = Activation(linear_gelu(x.plain, expand))
+        else:
+            hidden = gelu(x.through(expand), Needs.of((self.net[2],)))
+        return hidden.through(self.net[2])
 
 
 class StreamLayers(NamedTuple):
@@ -147,70 +163,80 @@ class TransformerBlock(nn.Module):
     ) -> tuple[Stream | None, Stream | None]:
         """Both streams after the block; a stream that is not enabled passes unchanged and still serves the other."""
         run_video, run_audio = video is not None and video.enabled, audio is not None and audio.enabled
-        if video is not None and run_video:
-            video = self._attend(video, self.video_layers, batch.video)
-        if audio is not None and run_audio:
-            audio = self._attend(audio, self.audio_layers, batch.audio)
-        if video is not None and audio is not None:
-            video, audio = self._exchange(video, audio, batch.exchange)
-        if video is not None and run_video:
-            video = self._feed_forward(video, self.video_layers)
-        if audio is not None and run_audio:
-            audio = self._feed_forward(audio, self.audio_layers)
+        v, a = video and Step(video.x), audio and Step(audio.x)
+        if video is not None and v is not None and run_video:
+            v = self._attend(video, v, self.video_layers, batch.video)
+        if audio is not None and a is not None and run_audio:
+            a = self._attend(audio, a, self.audio_layers, batch.audio)
+        if video is not None and audio is not None and v is not None and a is not None:
+            v, a = self._exchange(video, audio, v, a, [run for run in batch.exchange if not run.skipped])
+        if video is not None and v is not None and run_video:
+            video = replace(video, x=self._feed_forward(video, v, self.video_layers))
+        if audio is not None and a is not None and run_audio:
+            audio = replace(audio, x=self._feed_forward(audio, a, self.audio_layers))
         return video, audio
 
-    def _attend(self, stream: Stream, layers: StreamLayers, batch: StreamBatch) -> Stream:
+    def _attend(self, stream: Stream, step: Step, layers: StreamLayers, batch: StreamBatch) -> Step:
         """Self attention, then attention to the text."""
-        shift, scale, gate = stream.modulation.rows(layers.table[:3])
-        query = modulate(self._norm(stream.x), shift, scale)
-        update = layers.self_attention(query, rope=stream.rope.self_attention, values_only=batch.values_only)
-        x = torch.addcmul(stream.x, update, gate)
-
-        query, context = self._norm(x), stream.context
+        own, text, levels = layers.self_attention, layers.text_attention, stream.modulation
+        _, (query,) = step.normed([levels.affine(layers.table, 1, 0)], self.eps, [own.self_needs])
+        update = own(query, rope=stream.rope.self_attention, values_only=batch.values_only)
+        step = Step(step.x, update, levels.row(layers.table, 2))
         if layers.prompt_table is None or stream.prompt_modulation is None:
-            return replace(stream, x=x + layers.text_attention(query, context, context_rows=batch.contexts))
-        shift, scale, gate = stream.modulation.rows(layers.table[6:], 6)
-        context_shift, context_scale = stream.prompt_modulation.rows(layers.prompt_table)
-        context = modulate(context, context_shift, context_scale)
-        update = layers.text_attention(modulate(query, shift, scale), context, context_rows=batch.contexts)
-        return replace(stream, x=torch.addcmul(x, update, gate))
+            step, (query,) = step.normed([None], self.eps, [text.query_needs])
+            return Step(step.x, text(query, stream.context, context_rows=batch.contexts))
+        step, (query,) = step.normed([levels.affine(layers.table, 7, 6)], self.eps, [text.query_needs])
+        context = modulate(
+            stream.context, stream.prompt_modulation.affine(layers.prompt_table, 1, 0), text.context_needs
+        )
+        update = text(query, context, context_rows=batch.contexts)
+        return Step(step.x, update, levels.row(layers.table, 8))
 
-    def _exchange(self, video: Stream, audio: Stream, runs: Sequence[ExchangeRun]) -> tuple[Stream, Stream]:
-        """Audio to video and video to audio, for the batch items that do not skip it."""
-        x_video, x_audio = [], []
-        for video_items, audio_items, skipped in runs:
-            some_video, some_audio = video.exchanging(video_items), audio.exchanging(audio_items)
-            updated = (some_video.x, some_audio.x) if skipped else self._exchange_items(some_video, some_audio)
-            x_video.append(updated[0])
-            x_audio.append(updated[1])
-        if video.enabled:
-            video = replace(video, x=_joined(x_video))
-        if audio.enabled:
-            audio = replace(audio, x=_joined(x_audio))
-        return video, audio
-
-    def _exchange_items(self, video: Stream, audio: Stream) -> tuple[Tensor, Tensor]:
+    def _exchange(
+        self, video: Stream, audio: Stream, v: Step, a: Step, runs: Sequence[ExchangeRun]
+    ) -> tuple[Step, Step]:
+        """Audio to video and video to audio, for the batch items of these runs."""
+        if not runs:
+            return v, a
         v_table, a_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
-        v_rope, a_rope = video.rope.cross_attention, audio.rope.cross_attention
+        to_video, to_audio = self.audio_to_video_attn, self.video_to_audio_attn
         # Both directions read the streams as they were before either update
-        v_norm, a_norm = self._norm(video.x), self._norm(audio.x)
-        x_video, x_audio = video.x, audio.x
-        if video.enabled:
-            query, context = video.across(v_norm, v_table, 0), audio.across(a_norm, a_table, 0)
-            x_video = video.plus_gated(self.audio_to_video_attn(query, context, v_rope, a_rope), v_table)
-        if audio.enabled:
-            query, context = audio.across(a_norm, a_table, 2), video.across(v_norm, v_table, 2)
-            x_audio = audio.plus_gated(self.video_to_audio_attn(query, context, a_rope, v_rope), a_table)
-        return x_video, x_audio
+        v, (v_query, v_context) = v.normed(
+            [video.across(v_table, 0), video.across(v_table, 2)],
+            self.eps,
+            [to_video.query_needs, to_audio.context_needs],
+        )
+        a, (a_context, a_query) = a.normed(
+            [audio.across(a_table, 0), audio.across(a_table, 2)],
+            self.eps,
+            [to_video.context_needs, to_audio.query_needs],
+        )
+        v_updates, a_updates = [], []
+        for run in runs:
+            v_rope = rope_items(video.rope.cross_attention, run.video)
+            a_rope = rope_items(audio.rope.cross_attention, run.audio)
+            if video.enabled:
+                update = to_video(v_query.items(run.video), a_context.items(run.audio), v_rope, a_rope)
+                v_updates.append((run.video, update))
+            if audio.enabled:
+                update = to_audio(a_query.items(run.audio), v_context.items(run.video), a_rope, v_rope)
+                a_updates.append((run.audio, update))
+        return _updated(v, v_updates, video, v_table), _updated(a, a_updates, audio, a_table)
 
-    def _feed_forward(self, stream: Stream, layers: StreamLayers) -> Stream:
-        shift, scale, gate = stream.modulation.rows(layers.table[3:6], 3)
-        update = layers.feed_forward(modulate(self._norm(stream.x), shift, scale))
-        return replace(stream, x=torch.addcmul(stream.x, update, gate))
-
-    def _norm(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps)
+    def _feed_forward(self, stream: Stream, step: Step, layers: StreamLayers) -> Tensor:
+        feed, levels = layers.feed_forward, stream.modulation
+        step, (y,) = step.normed([levels.affine(layers.table, 4, 3)], self.eps, [feed.needs])
+        step, _ = Step(step.x, feed(y), levels.row(layers.table, 5)).normed([], self.eps, [])
+        return step.x
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _updated(step: Step, updates: Sequence[tuple[slice, Tensor]], stream: Stream, table: Tensor) -> Step:
+    """The step with what the exchange adds to some of its batch items."""
+    if not updates:
+        return step
+    items, update = updates[0]
+    if len(updates) > 1:
+        items, update = slice(None), torch.zeros_like(step.x)
+        for some, values in updates:
+            update[some] = values
+    return Step(step.x, update, stream.exchange_gate(table), items)

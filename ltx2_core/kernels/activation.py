@@ -1,0 +1,53 @@
+"""What a kernel hands to linear layers: plain numbers, fp8 ones with scales, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from .quantise import Quantised
+
+
+class Needs(NamedTuple):
+    """The forms in which linear layers take their input."""
+
+    plain: bool = True
+    quantised: bool = False
+
+    @classmethod
+    def of(cls, layers: Iterable[nn.Module | None]) -> Needs:
+        """What these layers take together. A layer that takes fp8 says so by a true ``takes_quantised``."""
+        taken = {bool(getattr(layer, "takes_quantised", False)) for layer in layers if layer is not None}
+        return cls(plain=False in taken, quantised=True in taken)
+
+
+class Activation(NamedTuple):
+    """A tensor (B, T, K) in one form or both."""
+
+    plain: Tensor | None
+    quantised: Quantised | None = None
+
+    def items(self, items: slice) -> Activation:
+        """Those of some batch items; a batch of 1 serves every item."""
+        values = self.plain if self.plain is not None else self.quantised and self.quantised.values
+        assert values is not None
+        if values.shape[0] == 1:
+            return self
+        return Activation(
+            None if self.plain is None else self.plain[items],
+            None if self.quantised is None else Quantised(*(part[items] for part in self.quantised)),
+        )
+
+    @property
+    def batch(self) -> int:
+        values = self.plain if self.plain is not None else self.quantised and self.quantised.values
+        assert values is not None
+        return values.shape[0]
+
+    def through(self, layer: nn.Module) -> Tensor:
+        """The layer's result."""
+        if self.quantised is not None and getattr(layer, "takes_quantised", False):
+            return layer(self.quantised)  # type: ignore[no-any-return]
+        return layer(self.plain)  # type: ignore[no-any-return]

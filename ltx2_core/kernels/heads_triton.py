@@ -1,0 +1,166 @@
+"""Triton's version of :mod:`.heads`. One program takes one row: all heads of a token."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..types import Rope
+from .activation import Activation, Needs
+from .modulation_triton import LARGEST_FP8, SMALLEST_SCALE
+from .quantise import FP8, Quantised
+
+
+@triton.jit
+def _norm_rope_row(
+    x, weight, cos, sin, first, second, table, GROUPS: tl.constexpr, HALF: tl.constexpr, D, eps, ROPE: tl.constexpr
+):
+    a = tl.load(x + first).to(tl.float32)
+    b = tl.load(x + second).to(tl.float32)
+    factor = tl.rsqrt((tl.sum(tl.sum(a * a, 1), 0) + tl.sum(tl.sum(b * b, 1), 0)) / D + eps)
+    a = a * factor * tl.load(weight + first).to(tl.float32)
+    b = b * factor * tl.load(weight + second).to(tl.float32)
+    if ROPE:
+        c = tl.load(cos + table).to(tl.float32)
+        s = tl.load(sin + table).to(tl.float32)
+        turned = a * c - b * s
+        b = b * c + a * s
+        a = turned
+    tl.store(x + first, a.to(x.dtype.element_ty))
+    tl.store(x + second, b.to(x.dtype.element_ty))
+
+
+@triton.jit(do_not_specialize=["T"])
+def _norm_rope(
+    q,
+    k,
+    q_weight,
+    k_weight,
+    cos,
+    sin,
+    table_batch,
+    T,
+    D,
+    eps,
+    GROUPS: tl.constexpr,
+    HALF: tl.constexpr,
+    ROPE: tl.constexpr,
+    PAIR: tl.constexpr,
+):
+    row = tl.program_id(0)
+    group = tl.arange(0, GROUPS)[:, None]
+    column = tl.arange(0, HALF)[None, :]
+    first = group * (2 * HALF) + column
+    second = first + HALF
+    table = (row // T) * table_batch + (group * T + row % T) * HALF + column
+    start = row.to(tl.int64) * D
+    _norm_rope_row(q + start, q_weight, cos, sin, first, second, table, GROUPS, HALF, D, eps, ROPE)
+    if PAIR:
+        _norm_rope_row(k + start, k_weight, cos, sin, first, second, table, GROUPS, HALF, D, eps, ROPE)
+
+
+def norm_rope_(x: tuple[Tensor, ...], weights: tuple[Tensor, ...], eps: float, rope: Rope | None) -> None:
+    """As :func:`.heads.norm_rope_`."""
+    first, second = x[0], x[-1]
+    batch, tokens, width = first.shape
+    groups, half = (1, triton.next_power_of_2(width) // 2) if rope is None else (rope.cos.shape[1], rope.cos.shape[3])
+    if not (first.is_contiguous() and second.is_contiguous() and first.shape == second.shape):
+        raise ValueError("queries and keys that are turned together must be of one shape, each in one piece")
+    _norm_rope[(batch * tokens,)](
+        first,
+        second,
+        weights[0],
+        weights[-1],
+        None if rope is None else rope.cos,
+        None if rope is None else rope.sin,
+        0 if rope is None or rope.cos.shape[0] == 1 else rope.cos.stride(0),
+        tokens,
+        width,
+        eps,
+        GROUPS=groups,
+        HALF=half,
+        ROPE=rope is not None,
+        PAIR=len(x) == 2,
+        num_warps=max(1, min(8, width // 512)),
+    )
+
+
+@triton.jit
+def _gate_heads(
+    x,
+    logits,
+    fp8,
+    scales,
+    D,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    GATED: tl.constexpr,
+    PLAIN: tl.constexpr,
+    QUANTISED: tl.constexpr,
+):
+    row = tl.program_id(0)
+    head = tl.arange(0, HEADS)
+    places = row.to(tl.int64) * D + head[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+    y = tl.load(x + places).to(tl.float32)
+    if GATED:
+        gates = 2 * tl.sigmoid(tl.load(logits + row.to(tl.int64) * HEADS + head).to(tl.float32))
+        y = y * gates[:, None]
+    if PLAIN:
+        tl.store(x + places, y.to(x.dtype.element_ty))
+    if QUANTISED:
+        scale = tl.maximum(tl.max(tl.max(tl.abs(y), 1), 0), SMALLEST_SCALE) / LARGEST_FP8
+        tl.store(fp8 + places, (y / scale).to(fp8.dtype.element_ty))
+        tl.store(scales + row, scale)
+
+
+def gate_heads(x: Tensor, logits: Tensor | None, heads: int, needs: Needs) -> Activation:
+    """As :func:`.heads.gate_heads`."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    quantised = _empty(x) if needs.quantised else None
+    _gate_heads[(x.numel() // width,)](
+        x,
+        logits.contiguous() if logits is not None else None,
+        *(quantised or (None, None)),
+        width,
+        HEADS=heads,
+        HEAD_DIM=width // heads,
+        GATED=logits is not None,
+        PLAIN=needs.plain,
+        QUANTISED=needs.quantised,
+        num_warps=max(1, min(8, width // 512)),
+    )
+    return Activation(x if needs.plain else None, quantised)
+
+
+@triton.jit
+def _gelu_quantised(x, fp8, scales, D, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < D
+    offset = row.to(tl.int64) * D
+    y = tl.load(x + offset + columns, mask=inside, other=0.0).to(tl.float32)
+    # x * (1 + tanh(u)) / 2 = x * sigmoid(2u)
+    y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    scale = tl.maximum(tl.max(tl.abs(y), 0), SMALLEST_SCALE) / LARGEST_FP8
+    tl.store(fp8 + offset + columns, (y / scale).to(fp8.dtype.element_ty), mask=inside)
+    tl.store(scales + row, scale)
+
+
+def gelu_quantised(x: Tensor) -> Activation:
+    """The tanh form of GELU of (B, T, D), in fp8."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    block = triton.next_power_of_2(width)
+    quantised = _empty(x)
+    _gelu_quantised[(x.numel() // width,)](x, *quantised, width, BLOCK=block, num_warps=max(1, min(16, block // 1024)))
+    return Activation(None, quantised)
+
+
+def _empty(x: Tensor) -> Quantised:
+    return Quantised(
+        torch.empty(x.shape, dtype=FP8, device=x.device),
+        torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device),
+    )

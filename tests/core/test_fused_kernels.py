@@ -1,0 +1,176 @@
+"""Triton's kernels against their eager versions, in Triton's interpreter: the same arithmetic, without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+from ltx2_two_stage.ltx2_core.kernels import heads, modulation
+from ltx2_two_stage.ltx2_core.kernels.activation import Needs
+from ltx2_two_stage.ltx2_core.kernels.modulation import Affine, Row
+from ltx2_two_stage.ltx2_core.types import Rope
+from tiny_stage import build_stage, standard_guidance, tiny_transformer
+from torch import Tensor
+
+# float32 sums in another order
+TOLERANCE = 2e-6
+B, T, D = 3, 5, 64
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton's kernels serve CPU tensors inside."""
+    if importlib.util.find_spec("triton") is None:
+        warnings.warn("the tests of fused kernels did NOT run: Triton is not installed", stacklevel=1)
+        pytest.skip("Triton is not installed")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    yield
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def row(row: int, at: int, levels: int, batch: int, indexed: bool, rows: int = 4) -> Row:
+    vectors = numbers(batch, levels, rows, D)
+    index = torch.arange(T) % levels if indexed else None
+    return Row(numbers(rows + 1, D), row, vectors, at, index)
+
+
+KINDS = {
+    "one level": (1, 1, False),
+    "one level per item": (1, B, False),
+    "a level per token": (T, 1, False),
+    "a level per token and item": (T, B, False),
+    "few levels": (2, 1, True),
+    "few levels per item": (2, B, True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("outputs", [0, 1, 2])
+@pytest.mark.parametrize("updated", [slice(None), slice(0, 2), slice(1, 3)], ids=str)
+def test_residual_norm(
+    interpreter: None, monkeypatch: pytest.MonkeyPatch, kind: str, outputs: int, updated: slice
+) -> None:
+    x, gate = numbers(B, T, D), row(3, 2, *KINDS[kind])
+    update = numbers(B, T, D)[updated]
+    base = row(0, 0, *KINDS[kind])
+    affines = [
+        Affine(base._replace(row=1, at=0), base._replace(row=0, at=1)),
+        Affine(base._replace(row=2, at=3), base._replace(row=3, at=2)),
+    ][:outputs]
+    needs = [Needs()] * outputs
+    found = modulation.residual_norm(x, update, gate, affines, 1e-6, needs, updated)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    expected = modulation.residual_norm(x, update, gate, affines, 1e-6, needs, updated)
+    assert relative(found[0], expected[0]) < TOLERANCE
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert one.plain is not None
+        assert other.plain is not None
+        assert relative(one.plain, other.plain) < TOLERANCE
+
+
+def test_residual_norm_without_gate_or_modulation(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, update = numbers(B, T, D), numbers(B, T, D) + 1
+    found = modulation.residual_norm(x, update, None, [None], 1e-6, [Needs()])
+    monkeypatch.delenv("TRITON_INTERPRET")
+    expected = modulation.residual_norm(x, update, None, [None], 1e-6, [Needs()])
+    assert relative(found[0], expected[0]) < TOLERANCE
+    assert relative(found[1][0].plain, expected[1][0].plain) < TOLERANCE  # type: ignore[arg-type]
+
+
+def test_many_rows_share_the_modulation(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ltx2_two_stage.ltx2_core.kernels import modulation_triton
+
+    monkeypatch.setattr(modulation_triton, "MANY_ROWS", 1)
+    x, base = numbers(B, T, D), row(0, 0, 1, 1, False)
+    affine = Affine(base, base._replace(row=2, at=1))
+    found = modulation.residual_norm(x, x + 1, base, [affine], 1e-6, [Needs()])
+    monkeypatch.delenv("TRITON_INTERPRET")
+    expected = modulation.residual_norm(x, x + 1, base, [affine], 1e-6, [Needs()])
+    assert relative(found[0], expected[0]) < TOLERANCE
+    assert relative(found[1][0].plain, expected[1][0].plain) < TOLERANCE  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_modulate(interpreter: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    x, base = numbers(B, T, D), row(0, 0, *KINDS[kind])
+    affine = Affine(base, base._replace(row=2, at=1))
+    found = modulation.modulate(x, affine).plain
+    monkeypatch.delenv("TRITON_INTERPRET")
+    expected = modulation.modulate(x, affine).plain
+    assert found is not None
+    assert expected is not None
+    assert relative(found, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("tables", [1, B])
+@pytest.mark.parametrize("pair", [False, True])
+def test_norm_and_rope(interpreter: None, tables: int, pair: bool) -> None:
+    from ltx2_two_stage.ltx2_core.models.transformer.rope import rotate
+
+    groups, half = 4, D // 8
+    angles = numbers(tables, groups, T, half)
+    rope = Rope(angles.cos(), angles.sin())
+    x = tuple(numbers(B, T, D) * (number + 1) for number in range(2 if pair else 1))
+    weights = tuple(1 + 0.1 * numbers(D) * number for number in range(len(x)))
+    assert heads.can_norm_rope(x[0], rope)
+    found = tuple(part.clone() for part in x)
+    heads.norm_rope_(found, weights, 1e-6, rope)
+    for one, part, weight in zip(found, x, weights, strict=True):
+        normed = torch.nn.functional.rms_norm(part, (D,), weight, 1e-6)
+        expected = rotate(normed, rope, groups).transpose(1, 2).flatten(2)
+        assert relative(one, expected) < TOLERANCE
+
+
+def test_norm_without_rope(interpreter: None) -> None:
+    x, weight = numbers(B, T, D), 1 + 0.1 * numbers(D)
+    found = x.clone()
+    heads.norm_rope_((found,), (weight,), 1e-6, None)
+    assert relative(found, torch.nn.functional.rms_norm(x, (D,), weight, 1e-6)) < TOLERANCE
+
+
+def test_gates_of_heads(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, logits = numbers(B, T, D), numbers(B, T, 4)
+    found = heads.gate_heads(x.clone(), logits, 4, Needs()).plain
+    monkeypatch.delenv("TRITON_INTERPRET")
+    expected = heads.gate_heads(x, logits, 4, Needs()).plain
+    assert found is not None
+    assert expected is not None
+    assert relative(found, expected) < TOLERANCE
+
+
+def test_what_does_not_fit_the_kernels_runs_eagerly(interpreter: None) -> None:
+    """Heads that are no power of two, and the interleaved rotary layout."""
+    angles = numbers(1, 3, T, 8)
+    assert not heads.can_norm_rope(numbers(B, T, 48), Rope(angles, angles))
+    assert not heads.can_norm_rope(numbers(B, T, D), Rope(numbers(1, T, D), numbers(1, T, D)))
+    x, logits = numbers(B, T, 48), numbers(B, T, 3)
+    gated = heads.gate_heads(x, logits, 3, Needs()).plain
+    expected = x.unflatten(-1, (3, -1)) * (2 * torch.sigmoid(logits))[..., None]
+    torch.testing.assert_close(gated, expected.flatten(2), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+def test_a_guided_step(
+    interpreter: None, monkeypatch: pytest.MonkeyPatch, image: bool, generation: Literal["2.0", "2.3"]
+) -> None:
+    """A whole step with four passes, of which one branches off and one leaves the exchange out."""
+    stage = build_stage(tiny_transformer(generation))
+    stage = stage.with_image() if image else stage
+    found = stage.guided(standard_guidance(1))(stage.video, stage.audio, 0.7, 0)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    expected = stage.guided(standard_guidance(1))(stage.video, stage.audio, 0.7, 0)
+    for one, other in zip(found, expected, strict=True):
+        # Differences of almost equal passes are guided: their rounding grows with them
+        assert 0 < relative(one, other) < 2e-5
