@@ -21,7 +21,7 @@ from ..device_manager.switched import Switched, SwitchedSpec
 from ..ltx2_core.loading.checkpoint import SafetensorsFile
 from ..ltx2_core.loading.reading import read_into
 from ..ltx2_core.types import Component
-from .modes import machine
+from .measure import machine
 from .synthetic_models import SyntheticModels
 
 logger = logging.getLogger("ltx2.benchmarks")

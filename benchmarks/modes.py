@@ -5,9 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +21,7 @@ from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipes import Recipe, official_recipe
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.types import Component, Phase, VideoSize
+from .measure import machine
 from .synthetic_models import SyntheticModels
 
 logger = logging.getLogger("ltx2.benchmarks")
@@ -89,22 +88,6 @@ class ModesBenchmark:
 
 # From here on both DiTs fit, and the capped run is worth its full length
 LARGE_CAP_GB = 90.0
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    gpu = torch.cuda.get_device_properties(0)
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
-    )
-    return {
-        "gpu": gpu.name,
-        "gpu_memory_bytes": gpu.total_memory,
-        "driver": driver.stdout.strip(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-    }
 
 
 def _measure(

@@ -34,6 +34,7 @@ LORA_RANK = 384  # of the official file, capped per layer at min(in, out)
 LORA_STD = 0.01
 # Weights are slices of one pool of normal numbers, each from another place: making 38 GB of new ones takes 20 s
 POOL = 2**26
+PRECISIONS = ("bf16", "fp8")
 GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
 GEMMA_BYTES = 23_532_000_000
 
@@ -56,14 +57,22 @@ class _Tokenizer:
 
 
 class SyntheticModels:
-    """Full-size models of one generation, random weights, bfloat16."""
+    """Full-size models of one generation, random weights, bfloat16.
+
+    Args:
+        precision: of the transformer's large linear layers, one of :data:`PRECISIONS`. The fp8 weights are the bfloat16
+            ones, quantised.
+        config: metadata of a checkpoint; None: the released one's.
+    """
 
     dtype = torch.bfloat16
     has_upsampler = has_distilled_lora = True
 
-    def __init__(self, generation: str, seed: int = 0) -> None:
-        config = full_size_config(generation)  # type: ignore[arg-type]
-        self.generation, self.seed = generation, seed
+    def __init__(
+        self, generation: str, seed: int = 0, precision: str = "bf16", config: Mapping[str, Any] | None = None
+    ) -> None:
+        config = config or full_size_config(generation)  # type: ignore[arg-type]
+        self.generation, self.seed, self.precision = generation, seed, precision
         self._pools: dict[torch.device, Tensor] = {}
         self.transformer = TransformerConfig.from_metadata(config)
         self.text = TextConfig.from_metadata(config)
@@ -103,16 +112,26 @@ class SyntheticModels:
     def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
         """Random weights, for memory on the GPU or on the host: the same in both."""
         for name, tensor in tensors.items():
-            pool = self._pool(tensor.device)
-            spread = 0.8 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 and "table" not in name else 0.2
-            mean = 1.0 if name.endswith("norm.weight") else 0.0
-            at, flat = zlib.crc32(name.encode()), tensor.view(-1)
-            for begin in range(0, len(flat), POOL // 2):
-                part = flat[begin : begin + POOL // 2]
-                start = (at + begin) % (POOL - len(part) + 1)
-                torch.mul(pool[start : start + len(part)], spread, out=part)
-                if mean:
-                    part.add_(mean)
+            self._fill(name, tensor)
+
+    def _fill(self, name: str, tensor: Tensor) -> None:
+        pool = self._pool(tensor.device)
+        spread = 0.8 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 and "table" not in name else 0.2
+        mean = 1.0 if name.endswith("norm.weight") else 0.0
+        at, flat = zlib.crc32(name.encode()), tensor.view(-1)
+        for begin in range(0, len(flat), POOL // 2):
+            part = flat[begin : begin + POOL // 2]
+            start = (at + begin) % (POOL - len(part) + 1)
+            torch.mul(pool[start : start + len(part)], spread, out=part)
+            if mean:
+                part.add_(mean)
+
+    def filled_transformer(self, device: torch.device) -> nn.Module:
+        """The transformer in memory of its own, with the weights that :meth:`fill` makes."""
+        module = self.skeleton(Component.TRANSFORMER).to_empty(device=device)
+        self.fill(Component.TRANSFORMER, module.state_dict())
+        logger.info("transformer, %s: %.2f GB", self.precision, sum(p.nbytes for p in module.parameters()) / 1e9)
+        return module
 
     def _pool(self, device: torch.device) -> Tensor:
         if device not in self._pools:

@@ -6,14 +6,25 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.recipes import DEFAULT_FRAMES, DEFAULT_SIZES, RECIPE_NAMES
 
+if TYPE_CHECKING:
+    from ..ltx2_core.types import VideoSize
+
+Save = Callable[[dict[str, Any]], None]
+Work = Callable[[Save], object]
+
 _SIZES = "x".join(map(str, DEFAULT_SIZES["two-stage"]))
+_DIT_SHAPES = "A1,A4,B,C3,E2,D"
+_PRECISIONS = ("bf16", "fp8")
+_KERNELS = ("auto", "eager")
 DESCRIPTION = "Measures on a GPU, with full-size models of random weights: nothing is downloaded, about 60 GB of VRAM."
 
 
@@ -32,6 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load = benchmarks.add_parser("load", allow_abbrev=False, help="a checkpoint from disk into a host snapshot")
     _shared(load)
     load.add_argument("--file", type=Path, required=True, metavar="F", help="38 GB are written there, and stay")
+    ceilings = benchmarks.add_parser("ceilings", allow_abbrev=False, help="matrix products, attention and copies alone")
+    _shared(ceilings)
+    dit = benchmarks.add_parser("dit", allow_abbrev=False, help="steps of the transformer, shape by shape")
+    _shared(dit)
+    dit.add_argument("--shapes", default=_DIT_SHAPES, metavar="S,S", help=f"of {_DIT_SHAPES} (the default)")
+    dit.add_argument("--sweep", action="store_true", help="also one pass at 8 sizes and 7 lengths")
+    dit.add_argument("--precision", default="bf16", metavar="P,P", help="bf16 (default), fp8 or both, of the linears")
+    dit.add_argument("--kernels", default="auto,eager", metavar="K,K", help="auto, eager or both (default), in turns")
+    _repeated(dit, 5)
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -42,30 +62,43 @@ def _shared(parser: argparse.ArgumentParser) -> None:
     volume.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
 
 
+def _repeated(parser: argparse.ArgumentParser, repeat: int) -> None:
+    parser.add_argument("--repeat", type=int, default=repeat, metavar="N", help=f"of every timing (default {repeat})")
+    parser.add_argument(
+        "--limit-s", type=float, metavar="S", help="begin nothing more after S seconds; what is measured stays"
+    )
+
+
 def bench(arguments: argparse.Namespace) -> None:
-    """Runs one benchmark and writes its figures.
+    """Runs one benchmark and writes its figures, after each of its parts.
 
     Raises:
         SettingError: a value is unusable, or there is no GPU.
     """
     if not arguments.out.parent.is_dir():
         raise SettingError("out", arguments.out, "lies in a folder that does not exist", "Make the folder first.")
-    work = _modes(arguments) if arguments.benchmark == "modes" else None
+    work = _WORK[arguments.benchmark](arguments)
     _require_gpu()
 
     def save(figures: dict[str, Any]) -> None:
-        arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
+        # What was saved before stays whole when the process is ended meanwhile
+        part = arguments.out.with_name(arguments.out.name + ".part")
+        part.write_text(json.dumps(figures, indent=2) + "\n")
+        part.replace(arguments.out)
 
-    if work is not None:
-        work.run(save)
-    else:
-        save(_benchmark("load").run(arguments.generation, arguments.file))
+    work(save)
     sys.stdout.write(f"{arguments.out}\n")
 
 
-def _modes(arguments: argparse.Namespace) -> Any:
-    from ..ltx2_core.types import VideoSize
+def _load(arguments: argparse.Namespace) -> Work:
+    return lambda save: save(_benchmark("load").run(arguments.generation, arguments.file))
 
+
+def _ceilings(arguments: argparse.Namespace) -> Work:
+    return lambda save: _benchmark("ceilings").run(save)
+
+
+def _modes(arguments: argparse.Namespace) -> Work:
     modes = tuple(filter(None, arguments.modes.split(",")))
     for mode in modes:
         if mode not in MODE_NAMES:
@@ -74,12 +107,63 @@ def _modes(arguments: argparse.Namespace) -> Any:
         caps = tuple(float(cap) for cap in filter(None, arguments.caps.split(",")))
     except ValueError as error:
         raise SettingError("caps", arguments.caps, "must be numbers of GB", "For example: --caps 60,48.") from error
+    sizes = _sizes("sizes", arguments.sizes, arguments.frames)
+    work: Work = _benchmark("modes").ModesBenchmark(arguments.generation, arguments.recipe, sizes, modes, caps).run
+    return work
+
+
+def _dit(arguments: argparse.Namespace) -> Work:
+    _check_repeated(arguments)
+    precisions = _chosen("precision", arguments.precision, _PRECISIONS)
+    kernels = _chosen("kernels", arguments.kernels, _KERNELS)
+    shapes = _shapes(arguments)
+    if arguments.sweep:
+        shapes += _benchmark("shapes").sweep()
+    models = partial(_benchmark("synthetic_models").SyntheticModels, arguments.generation, 0)
+    benchmark = _benchmark("dit").DitBenchmark(models, shapes, precisions, kernels, arguments.repeat, arguments.limit_s)
+    work: Work = benchmark.run
+    return work
+
+
+_WORK: Mapping[str, Callable[[argparse.Namespace], Work]] = {
+    "modes": _modes,
+    "load": _load,
+    "ceilings": _ceilings,
+    "dit": _dit,
+}
+
+
+def _check_repeated(arguments: argparse.Namespace) -> None:
+    if arguments.repeat < 1:
+        raise SettingError("repeat", arguments.repeat, "must be 1 or more", "3 show how far timings scatter.")
+    if arguments.limit_s is not None and not arguments.limit_s > 0:
+        raise SettingError("limit-s", arguments.limit_s, "must be above 0", "Leave it out for no limit.")
+
+
+def _chosen(setting: str, value: str, choices: Collection[str]) -> tuple[str, ...]:
+    """Names by commas, each of them known, without repetition."""
+    chosen = tuple(dict.fromkeys(filter(None, value.split(","))))
+    for name in chosen or (value,):
+        if name not in choices:
+            raise SettingError(setting, name, "is not known", f"Choose from: {', '.join(choices)}.")
+    return chosen
+
+
+def _shapes(arguments: argparse.Namespace) -> tuple[Any, ...]:
+    known = _benchmark("shapes").SHAPES
+    if arguments.shapes == "" and getattr(arguments, "sweep", False):
+        return ()
+    return tuple(known[name] for name in _chosen("shapes", arguments.shapes, known))
+
+
+def _sizes(setting: str, value: str, frames: int) -> tuple[VideoSize, ...]:
+    from ..ltx2_core.types import VideoSize
+
     try:
-        pairs = [tuple(map(int, size.split("x"))) for size in arguments.sizes.split(",")]
-        sizes = tuple(VideoSize(arguments.frames, height, width) for width, height in pairs)
+        pairs = [tuple(map(int, size.split("x"))) for size in value.split(",")]
+        return tuple(VideoSize(frames, height, width) for width, height in pairs)
     except ValueError as error:
-        raise SettingError("sizes", arguments.sizes, "must be WxH, by commas", f"For example: {_SIZES}.") from error
-    return _benchmark("modes").ModesBenchmark(arguments.generation, arguments.recipe, sizes, modes, caps)
+        raise SettingError(setting, value, "must be WxH, by commas", f"For example: {_SIZES}.") from error
 
 
 def _benchmark(name: str) -> Any:
