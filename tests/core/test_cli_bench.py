@@ -25,8 +25,14 @@ from ltx2_two_stage.ltx2_core.types import Component
         (["modes", "--recipe", "fast"], "invalid choice: 'fast'"),
         (["load"], "the following arguments are required: --file"),
         ([], "required: BENCHMARK"),
+        (["dit", "--shapes", "A1,F"], "shapes = 'F': is not known"),
+        (["dit", "--shapes", ""], "shapes = '': is not known"),
+        (["dit", "--precision", "bf16,fp4"], "precision = 'fp4': is not known"),
+        (["dit", "--kernels", "fast"], "kernels = 'fast': is not known"),
+        (["dit", "--repeat", "0"], "repeat = 0: must be 1 or more"),
+        (["dit", "--limit-s", "-1"], "limit-s = -1.0: must be above 0"),
     ],
-    ids=["mode", "cap", "size of three", "size of one", "recipe", "no file", "no benchmark"],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_bad_input(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--out", str(tmp_path / "out.json")] if arguments else []
@@ -36,7 +42,7 @@ def test_bad_input(arguments: list[str], said: str, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("benchmark", ["modes", "load"])
+@pytest.mark.parametrize("benchmark", ["modes", "load", "ceilings", "dit"])
 def test_without_a_gpu(benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = ["--file", str(tmp_path / "file")] if benchmark == "load" else []
     assert main(["bench", benchmark, "--out", str(tmp_path / "out.json"), *file]) == 2
