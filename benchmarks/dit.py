@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +20,11 @@ from .measure import (
     Samples,
     Save,
     Timer,
-    allocated,
     in_turns,
     kernels,
     launches,
     machine,
-    peak_beyond,
+    release,
     timer_for,
     with_kernels,
 )
@@ -70,7 +68,7 @@ class DitBenchmark:
         references: Mapping[str, _Velocities] = {}
         if compared := [shape for shape in self.shapes if shape.name in COMPARED]:
             references = _references(self.models("bf16"), compared, device)
-            _release()
+            release(device)
         for precision in self.precisions:
             models = self.models(precision)
             transformer = models.filled_transformer(device)
@@ -83,7 +81,7 @@ class DitBenchmark:
                 )
                 save(figures)
             del transformer
-            _release()
+            release(device)
         figures["follows_flops"] = follows_flops(figures["rows"])
         save(figures)
         return figures
@@ -100,35 +98,22 @@ class DitBenchmark:
         deadline: Deadline,
     ) -> list[JSON]:
         """One row for each choice of kernels."""
-        held = allocated(device)
         step = Inputs.draw(models, shape, device).step(models, shape, transformer)
         guided = {setting: with_kernels(setting, step.evaluate) for setting in self.kernels}
-        peaks, first_ms, failed = {}, {}, {}
-        for setting in list(guided):
-            try:
-                with peak_beyond(held, device) as peak:
-                    first_ms[setting] = timer(guided[setting]).ms
-                peaks[setting] = peak.bytes
-            except torch.OutOfMemoryError as error:
-                failed[setting] = str(error).split(". ", 1)[0]
-                del guided[setting]
-                _release()
-        samples = in_turns(guided, self.repeat, timer, deadline)
+        samples = in_turns(guided, self.repeat, timer, deadline, device)
         rows = []
         for setting in self.kernels:
             row = described(models, shape) | {"precision": models.precision, "kernels": setting}
             rows.append(row)
-            if setting in failed:
-                row["error"] = failed[setting]
+            if samples[setting].error is not None:
+                row["error"] = samples[setting].error
                 continue
-            samples[setting].first_ms = first_ms[setting]
             row |= rated(samples[setting], counted(models, shape), rates, models.precision)
-            row["peak_bytes_beyond_weights"] = peaks[setting]
-            bare = with_kernels(setting, step.call_transformer)
-            if setting == self.kernels[0] and deadline.allows(samples[setting].median * (self.repeat + 3)):
-                row["dit_ms"] = in_turns({f"{shape.name}, DiT alone": bare}, self.repeat, timer, deadline)[
-                    f"{shape.name}, DiT alone"
-                ].summary()
+            row["peak_bytes_beyond_weights"] = samples[setting].peak_bytes
+            if setting == self.kernels[0] and deadline.allows(samples[setting].median * (self.repeat + 2)):
+                bare = {"the DiT alone": with_kernels(setting, step.call_transformer)}
+                (alone,) = in_turns(bare, self.repeat, timer, deadline, device).values()
+                row["dit_ms"] = alone.summary()
             if deadline.allows(2 * samples[setting].median):
                 row["launches"] = launches(guided[setting], device)
             if reference is not None:
@@ -262,9 +247,3 @@ def float32_weights(transformer: nn.Module) -> Iterator[None]:
             hook.remove()
         for parameter, data in kept.items():
             parameter.data = data
-
-
-def _release() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -20,6 +20,7 @@ from ..device_manager.streams import Streams
 from ..device_manager.switched import Switched, SwitchedSpec
 from ..ltx2_core.loading.checkpoint import SafetensorsFile
 from ..ltx2_core.loading.reading import read_into
+from ..ltx2_core.loading.synthetic import Variant
 from ..ltx2_core.types import Component
 from .measure import machine
 from .synthetic_models import SyntheticModels
@@ -30,7 +31,7 @@ _BLOCK = 64 * 2**20
 _THREADS = 4  # as many as the loader reads with
 
 
-def run(generation: str, path: Path) -> dict[str, Any]:
+def run(generation: Variant, path: Path) -> dict[str, Any]:
     """Writes the checkpoint to ``path``, reads it alone and loads it, each from the disk and from the page cache."""
     models = SyntheticModels(generation)
     shapes = {name: tuple(t.shape) for name, t in models.skeleton(Component.TRANSFORMER).state_dict().items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import platform
@@ -112,12 +113,16 @@ class Samples:
     """Repeated calls of one thing.
 
     Attributes:
-        first_ms: the call before those that count, with everything that only a first call does.
+        first_ms: the first call, with everything that only a first call does.
+        peak_bytes: the most memory in use during the second call, beyond what was there before any.
+        error: why there are no calls that count.
     """
 
-    first_ms: float
+    first_ms: float = 0.0
+    peak_bytes: int | None = None
     ms: list[float] = field(default_factory=list)
     host_ms: list[float] = field(default_factory=list)
+    error: str | None = None
 
     @property
     def median(self) -> float:
@@ -134,28 +139,49 @@ class Samples:
         }
 
 
-WARM_UPS = 2  # the first call compiles and tunes, the second one still fills caches
-
-
-def in_turns(actions: Mapping[str, Action], repeat: int, timer: Timer, deadline: Deadline) -> dict[str, Samples]:
+def in_turns(
+    actions: Mapping[str, Action], repeat: int, timer: Timer, deadline: Deadline, device: torch.device
+) -> dict[str, Samples]:
     """Times every action ``repeat`` times, one after the other in each round, so that all see the same machine.
 
-    Rounds that would not end in time are left out, but for the first.
+    Two calls of each come before. Rounds that would not end in time are left out, but for the first; so is what runs
+    out of memory.
     """
-    samples: dict[str, Samples] = {}
-    for name, action in actions.items():
-        samples[name] = Samples(timer(action).ms)
-        for _ in range(WARM_UPS - 1):
-            last = timer(action).ms
-        logger.info("%s: first call %.0f ms, then %.1f ms", name, samples[name].first_ms, last)
+    held = allocated(device)
+    samples = {name: _warmed_up(name, action, timer, device, held) for name, action in actions.items()}
+    running = {name: of for name, of in samples.items() if of.error is None}
     for number in range(repeat):
-        if number and not deadline.allows(sum(s.ms[-1] for s in samples.values())):
+        if number and not deadline.allows(sum(of.ms[-1] for of in running.values())):
             break
-        for name, action in actions.items():
-            taken = timer(action)
-            samples[name].ms.append(taken.ms)
-            samples[name].host_ms.append(taken.host_ms)
+        for name, of in running.items():
+            taken = timer(actions[name])
+            of.ms.append(taken.ms)
+            of.host_ms.append(taken.host_ms)
     return samples
+
+
+def _warmed_up(name: str, action: Action, timer: Timer, device: torch.device, held: int) -> Samples:
+    """The first call compiles and tunes; the second one still fills caches, and shows what memory it takes."""
+    try:
+        first = timer(action).ms
+        with peak_beyond(held, device) as peak:
+            second = timer(action).ms
+    except torch.OutOfMemoryError as error:
+        problem = str(error).split(". ", 1)[0]
+    else:
+        logger.info("%s: first call %.0f ms, then %.1f ms", name, first, second)
+        return Samples(first, peak.bytes)
+    # Outside of the handler: the error's traceback keeps the call's tensors alive
+    release(device)
+    logger.warning("%s: %s", name, problem)
+    return Samples(error=problem)
+
+
+def release(device: torch.device) -> None:
+    """Gives back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 class Peak:
@@ -201,7 +227,7 @@ def launches(action: Action, device: torch.device) -> JSON | None:
     """How many kernels one call launches, and how long those of each kind run; None where there is no GPU."""
     if device.type != "cuda":
         return None
-    from torch.autograd import DeviceType
+    from torch._C._autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..assembly import open_manager
 from ..device_manager.manager import DeviceManager
 from ..ltx2_core.errors import LTX2Error
+from ..ltx2_core.loading.synthetic import Variant
 from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipes import Recipe, official_recipe
 from ..ltx2_core.request import GenerationRequest
@@ -42,7 +43,7 @@ class ModesBenchmark:
         caps_gb: then, for each, what auto does with the first size when this process may take only so much of the GPU.
     """
 
-    generation: str
+    generation: Variant
     recipe: str
     sizes: tuple[VideoSize, ...]
     modes: tuple[str, ...]

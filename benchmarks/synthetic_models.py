@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
-from ..ltx2_core.loading.synthetic import fill_random_, full_size_config, full_size_upsampler_config
+from ..ltx2_core.loading.synthetic import (
+    Variant,
+    fill_random_,
+    full_size_config,
+    full_size_upsampler_config,
+    tiny_config,
+    tiny_upsampler_config,
+)
 from ..ltx2_core.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
 from ..ltx2_core.models.text.config import TextConfig
 from ..ltx2_core.models.text.connector import TextConnector
@@ -37,6 +44,20 @@ POOL = 2**26
 PRECISIONS = ("bf16", "fp8")
 GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
 GEMMA_BYTES = 23_532_000_000
+_GEMMA_12B: Mapping[str, Any] = {
+    "vocab_size": 262208,
+    "intermediate_size": 15360,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+}
+_GEMMA_TINY: Mapping[str, Any] = {
+    "vocab_size": 1000,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
 
 
 @dataclass(frozen=True)
@@ -62,17 +83,16 @@ class SyntheticModels:
     Args:
         precision: of the transformer's large linear layers, one of :data:`PRECISIONS`. The fp8 weights are the bfloat16
             ones, quantised.
-        config: metadata of a checkpoint; None: the released one's.
+        tiny: sizes of a few MB instead of the released ones, which try the benchmarks' own code.
     """
 
     dtype = torch.bfloat16
     has_upsampler = has_distilled_lora = True
 
-    def __init__(
-        self, generation: str, seed: int = 0, precision: str = "bf16", config: Mapping[str, Any] | None = None
-    ) -> None:
-        config = config or full_size_config(generation)  # type: ignore[arg-type]
-        self.generation, self.seed, self.precision = generation, seed, precision
+    def __init__(self, generation: Variant, seed: int = 0, precision: str = "bf16", tiny: bool = False) -> None:
+        config = tiny_config(generation) if tiny else full_size_config(generation)
+        self.generation, self.seed, self.precision, self.tiny = generation, seed, precision, tiny
+        self._maker = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._pools: dict[torch.device, Tensor] = {}
         self.transformer = TransformerConfig.from_metadata(config)
         self.text = TextConfig.from_metadata(config)
@@ -141,7 +161,7 @@ class SyntheticModels:
 
     def adapt(self, transformer: nn.Module, names: Collection[str] = ()) -> None:
         """The distilled LoRA with random matrices, in host memory."""
-        lora: Any = _RandomLoRA(transformer, torch.Generator("cuda").manual_seed(self.seed + 1))
+        lora: Any = _RandomLoRA(transformer, torch.Generator(self._maker).manual_seed(self.seed + 1))
         inject(transformer, [(DISTILLED, lora)], torch.device("cpu"))
 
     def component_bytes(self, component: Component) -> int:
@@ -154,11 +174,11 @@ class SyntheticModels:
         return sum(min(LORA_RANK, *shape) * sum(shape) * self.dtype.itemsize for shape in layers)
 
     def build(self, component: Component, device: torch.device) -> nn.Module:
-        """A component with random weights, made on the GPU and brought to ``device``."""
+        """A component with random weights, made on the GPU where there is one and brought to ``device``."""
         if component is Component.TEXT_ENCODER:
-            return _gemma_12b(torch.device("cuda")).to(device)
-        generator = torch.Generator("cuda").manual_seed(self.seed)
-        module = fill_random_(self.skeleton(component), generator, "cuda").to(device)
+            return _gemma(self._maker, self.text.text_width).to(device)
+        generator = torch.Generator(self._maker).manual_seed(self.seed)
+        module = fill_random_(self.skeleton(component), generator, self._maker).to(device)
         logger.info("%s: %.2f GB", component.value, sum(p.nbytes for p in module.parameters()) / 1e9)
         return module
 
@@ -178,31 +198,27 @@ class SyntheticModels:
         if component is Component.VOCODER:
             return build_vocoder(self.vocoder)
         if component is Component.UPSAMPLER:
-            return LatentUpsampler(_upsampler_config(self.generation))
+            return LatentUpsampler(_upsampler_config(self.generation, self.tiny))
         raise ValueError(f"no benchmark needs {component.value}")
 
 
-def _upsampler_config(generation: str) -> UpsamplerConfig:
-    config = full_size_upsampler_config(generation)  # type: ignore[arg-type]
+def _upsampler_config(generation: Variant, tiny: bool) -> UpsamplerConfig:
+    config = tiny_upsampler_config(generation) if tiny else full_size_upsampler_config(generation)
     kind = UpsamplerKind.X2_RATIONAL if config["rational_resampler"] else UpsamplerKind.X2
     return UpsamplerConfig(kind, config["in_channels"], config["mid_channels"], config["num_blocks_per_stage"])
 
 
-def _gemma_12b(device: torch.device) -> nn.Module:
-    """The text layers of Gemma 3 12B (fact sheet 3.1), initialised by transformers."""
+def _gemma(device: torch.device, width: int) -> nn.Module:
+    """The text layers of Gemma 3 12B (fact sheet 3.1), initialised by transformers; of another width, as many."""
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
     config = Gemma3TextConfig(
-        vocab_size=262208,
-        hidden_size=GEMMA_WIDTH,
-        intermediate_size=15360,
+        hidden_size=width,
         num_hidden_layers=GEMMA_LAYERS,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=256,
         sliding_window=1024,
         attn_implementation="sdpa",
         dtype=torch.bfloat16,
+        **(_GEMMA_12B if width == GEMMA_WIDTH else _GEMMA_TINY),
     )
     torch.manual_seed(0)
     before = torch.get_default_dtype()
@@ -229,7 +245,8 @@ class _RandomLoRA:
             down = torch.empty(rank, in_features, device=device, dtype=dtype)
             up = torch.empty(out_features, rank, device=device, dtype=dtype)
             for matrix in (down, up):
-                matrix.copy_(torch.empty_like(matrix, device="cuda").normal_(0, LORA_STD, generator=self._generator))
+                made = torch.empty_like(matrix, device=self._generator.device)
+                matrix.copy_(made.normal_(0, LORA_STD, generator=self._generator))
             read[path] = LoRAWeights(down, up, float(rank))
         return read
 

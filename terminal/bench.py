@@ -25,6 +25,8 @@ _SIZES = "x".join(map(str, DEFAULT_SIZES["two-stage"]))
 _DIT_SHAPES = "A1,A4,B,C3,E2,D"
 _PRECISIONS = ("bf16", "fp8")
 _KERNELS = ("auto", "eager")
+_PARTS = "text,upsample,video,audio"
+_DECODED = "768x512,1920x1088"
 DESCRIPTION = "Measures on a GPU, with full-size models of random weights: nothing is downloaded, about 60 GB of VRAM."
 
 
@@ -52,6 +54,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     dit.add_argument("--precision", default="bf16", metavar="P,P", help="bf16 (default), fp8 or both, of the linears")
     dit.add_argument("--kernels", default="auto,eager", metavar="K,K", help="auto, eager or both (default), in turns")
     _repeated(dit, 5)
+    decode = benchmarks.add_parser("decode", allow_abbrev=False, help="everything around the transformer, part by part")
+    _shared(decode)
+    decode.add_argument("--parts", default=_PARTS, metavar="P,P", help=f"of {_PARTS} (the default)")
+    decode.add_argument("--sizes", default=_DECODED, metavar="WxH,WxH", help=f"of the clips (default {_DECODED})")
+    decode.add_argument("--frames", type=int, default=DEFAULT_FRAMES, metavar="N")
+    _repeated(decode, 5)
+    e2e = benchmarks.add_parser("e2e", allow_abbrev=False, help="whole runs, without writing files")
+    _shared(e2e)
+    e2e.add_argument("--recipe", choices=RECIPE_NAMES, default="two-stage")
+    e2e.add_argument(
+        "--sizes", default=_SIZES, metavar="WxH,WxH", help=f"of the clips, with the same models (default {_SIZES})"
+    )
+    e2e.add_argument("--frames", type=int, default=DEFAULT_FRAMES, metavar="N")
+    e2e.add_argument("--steps", type=int, metavar="N", help="of stage 1 (default: the recipe's)")
+    e2e.add_argument("--mode", choices=MODE_NAMES, default="resident", help="device mode (default resident)")
+    e2e.add_argument("--precision", choices=_PRECISIONS, default="bf16", help="of the linears (default bf16)")
+    e2e.add_argument("--compare", choices=_PRECISIONS, help="then runs in this precision, and how the results differ")
+    _repeated(e2e, 3)
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -125,11 +145,46 @@ def _dit(arguments: argparse.Namespace) -> Work:
     return work
 
 
+def _decode(arguments: argparse.Namespace) -> Work:
+    _check_repeated(arguments)
+    parts = _chosen("parts", arguments.parts, _PARTS.split(","))
+    sizes = _sizes("sizes", arguments.sizes, arguments.frames)
+    models = _benchmark("synthetic_models").SyntheticModels(arguments.generation)
+    _check_sizes(models, sizes)
+    benchmark = _benchmark("decode").DecodeBenchmark(models, sizes, parts, arguments.repeat, arguments.limit_s)
+    work: Work = benchmark.run
+    return work
+
+
+def _e2e(arguments: argparse.Namespace) -> Work:
+    _check_repeated(arguments)
+    if arguments.compare == arguments.precision:
+        raise SettingError("compare", arguments.compare, "is the precision that it is compared with", "Name the other.")
+    if arguments.steps is not None and arguments.steps < 1:
+        raise SettingError("steps", arguments.steps, "must be 1 or more", "Leave it out for the recipe's.")
+    precisions = tuple(filter(None, (arguments.precision, arguments.compare)))
+    benchmark = _benchmark("e2e").E2EBenchmark(
+        partial(_benchmark("synthetic_models").SyntheticModels, arguments.generation, 0),
+        arguments.recipe,
+        _sizes("sizes", arguments.sizes, arguments.frames),
+        arguments.mode,
+        precisions,
+        arguments.repeat,
+        arguments.steps,
+        arguments.limit_s,
+    )
+    benchmark.check()
+    work: Work = benchmark.run
+    return work
+
+
 _WORK: Mapping[str, Callable[[argparse.Namespace], Work]] = {
     "modes": _modes,
     "load": _load,
     "ceilings": _ceilings,
     "dit": _dit,
+    "decode": _decode,
+    "e2e": _e2e,
 }
 
 
@@ -164,6 +219,15 @@ def _sizes(setting: str, value: str, frames: int) -> tuple[VideoSize, ...]:
         return tuple(VideoSize(frames, height, width) for width, height in pairs)
     except ValueError as error:
         raise SettingError(setting, value, "must be WxH, by commas", f"For example: {_SIZES}.") from error
+
+
+def _check_sizes(models: Any, sizes: Collection[VideoSize]) -> None:
+    """Raises :class:`SettingError` for a size that two stages cannot make."""
+    from ..ltx2_core.recipes import DEFAULT_FPS
+    from ..ltx2_core.stages.validate import check_size
+
+    for frames, height, width in sizes:
+        check_size(width, height, frames, DEFAULT_FPS, 2, models.scale)
 
 
 def _benchmark(name: str) -> Any:

@@ -18,7 +18,6 @@ from ltx2_two_stage.benchmarks.measure import CallTime, Deadline, in_turns, kern
 from ltx2_two_stage.benchmarks.shapes import Inputs, Shape
 from ltx2_two_stage.benchmarks.synthetic_models import SyntheticModels
 from ltx2_two_stage.ltx2_core.kernels import availability
-from ltx2_two_stage.ltx2_core.loading.synthetic import tiny_config
 from ltx2_two_stage.ltx2_core.types import VideoSize
 
 CPU = torch.device("cpu")
@@ -26,7 +25,7 @@ SMALL = VideoSize(9, 64, 96)
 
 
 def tiny(precision: str = "bf16") -> SyntheticModels:
-    return SyntheticModels("2.3", precision=precision, config=tiny_config("2.3"))
+    return SyntheticModels("2.3", precision=precision, tiny=True)
 
 
 def counting_timer() -> measure.Timer:
@@ -44,7 +43,7 @@ def counting_timer() -> measure.Timer:
 def test_calls_take_turns_after_warming_up() -> None:
     called: list[str] = []
     actions = {name: lambda name=name: called.append(name) for name in ("a", "b")}
-    samples = in_turns(actions, 3, counting_timer(), Deadline())
+    samples = in_turns(actions, 3, counting_timer(), Deadline(), CPU)
     assert called == ["a", "a", "b", "b", *("a", "b") * 3]
     assert samples["a"].ms == [5, 7, 9] and samples["b"].ms == [6, 8, 10]
     assert samples["a"].summary() == {"min": 5, "median": 7, "max": 9, "host": 3.5, "first": 1, "repeats": 3}
@@ -57,7 +56,7 @@ def test_rounds_that_would_end_late_are_left_out_but_for_the_first() -> None:
     def action() -> None:
         now[0] += 0.3
 
-    samples = in_turns({"a": action}, 9, lambda run: (run(), CallTime(300.0, 1.0))[1], deadline)
+    samples = in_turns({"a": action}, 9, lambda run: (run(), CallTime(300.0, 1.0))[1], deadline, CPU)
     assert len(samples["a"].ms) == 1
     assert now[0] == pytest.approx(0.9)  # two to warm up, and one that counts
     assert deadline.allows() and not deadline.allows(300)

@@ -30,6 +30,15 @@ from ltx2_two_stage.ltx2_core.types import Component
         (["dit", "--precision", "bf16,fp4"], "precision = 'fp4': is not known"),
         (["dit", "--kernels", "fast"], "kernels = 'fast': is not known"),
         (["dit", "--repeat", "0"], "repeat = 0: must be 1 or more"),
+        (["decode", "--parts", "text,picture"], "parts = 'picture': is not known"),
+        (["decode", "--sizes", "768x500"], "height = 500: must be a multiple of 64"),
+        (["decode", "--sizes", "768"], "sizes = '768': must be WxH"),
+        (["e2e", "--sizes", "768x500"], "height = 500: must be a multiple of 64"),
+        (["e2e", "--frames", "120"], "frames = 120: must be 8 * n + 1"),
+        (["e2e", "--compare", "bf16"], "compare = 'bf16': is the precision that it is compared with"),
+        (["e2e", "--steps", "0"], "steps = 0: must be 1 or more"),
+        (["e2e", "--mode", "fast"], "invalid choice: 'fast'"),
+        (["e2e", "--repeat", "0"], "repeat = 0: must be 1 or more"),
         (["dit", "--limit-s", "-1"], "limit-s = -1.0: must be above 0"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -42,7 +51,7 @@ def test_bad_input(arguments: list[str], said: str, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("benchmark", ["modes", "load", "ceilings", "dit"])
+@pytest.mark.parametrize("benchmark", ["modes", "load", "ceilings", "dit", "decode", "e2e"])
 def test_without_a_gpu(benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = ["--file", str(tmp_path / "file")] if benchmark == "load" else []
     assert main(["bench", benchmark, "--out", str(tmp_path / "out.json"), *file]) == 2
