@@ -51,7 +51,7 @@ def gate_heads(x: Tensor, logits: Tensor | None, heads: int, needs: Needs) -> Ac
 
         return heads_triton.gate_heads(x, logits, heads, needs)
     if logits is not None:
-        x = (x.unflatten(-1, (heads, -1)) * (2 * torch.sigmoid(logits))[..., None]).flatten(-2)
+        x = (torch.unflatten(x, -1, (heads, -1)) * (2 * torch.sigmoid(logits))[..., None]).flatten(-2)
     return Activation(x if needs.plain else None, quantise_rows(x) if needs.quantised else None)
 
 

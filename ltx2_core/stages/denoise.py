@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..models.transformer.graphs import GraphedCalls
 from ..models.transformer.positions import audio_positions, video_positions
 from ..protocols import Models, Progress, Residency
 from ..recipes import AudioSource
@@ -56,7 +57,7 @@ def denoise_stage(
 
         with residency.use(Component.TRANSFORMER, plan.phase, adapters) as transformer:
             model = GuidedModel(
-                transformer,
+                GraphedCalls(transformer),
                 positive,
                 negative,
                 plan.guidance,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...kernels.activation import Activation, Needs
 from ...kernels.heads import gelu
+from ...kernels.lanes import Lanes
 from ...kernels.modulation import Affine, Row, modulate, residual_norm
 from ...kernels.products import gelu_in_product, linear_gelu
 from ...protocols import Attention
@@ -22,6 +23,7 @@ from .config import StreamConfig, TransformerConfig
 from .rope import rope_items
 
 FEED_FORWARD_FACTOR = 4
+ONE_LANE = Lanes()
 
 
 @dataclass(frozen=True)
@@ -159,27 +161,36 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(
-        self, video: Stream | None, audio: Stream | None, batch: BlockBatch
+        self, video: Stream | None, audio: Stream | None, batch: BlockBatch, lanes: Lanes = ONE_LANE
     ) -> tuple[Stream | None, Stream | None]:
-        """Both streams after the block; a stream that is not enabled passes unchanged and still serves the other."""
+        """Both streams after the block; a stream that is not enabled passes unchanged and still serves the other.
+
+        Args:
+            lanes: where the streams' work runs; after the last block someone must :meth:`Lanes.end` them.
+        """
+        lanes.begin()
         run_video, run_audio = video is not None and video.enabled, audio is not None and audio.enabled
-        v, a = video and Step(video.x), audio and Step(audio.x)
-        if video is not None and v is not None and run_video:
-            v = self._attend(video, v, self.video_layers, batch.video)
-        if audio is not None and a is not None and run_audio:
-            a = self._attend(audio, a, self.audio_layers, batch.audio)
+        v = a = None
+        if video is not None:
+            video = video.begun(batch.video)
+            v = self._attend(video, self.video_layers, batch.video) if run_video else Step(video.x)
+        with lanes.audio():
+            if audio is not None:
+                audio = audio.begun(batch.audio)
+                a = self._attend(audio, self.audio_layers, batch.audio) if run_audio else Step(audio.x)
         if video is not None and audio is not None and v is not None and a is not None:
-            v, a = self._exchange(video, audio, v, a, [run for run in batch.exchange if not run.skipped])
+            v, a = self._exchange(video, audio, v, a, [run for run in batch.exchange if not run.skipped], lanes)
         if video is not None and v is not None and run_video:
             video = replace(video, x=self._feed_forward(video, v, self.video_layers))
-        if audio is not None and a is not None and run_audio:
-            audio = replace(audio, x=self._feed_forward(audio, a, self.audio_layers))
+        with lanes.audio():
+            if audio is not None and a is not None and run_audio:
+                audio = replace(audio, x=self._feed_forward(audio, a, self.audio_layers))
         return video, audio
 
-    def _attend(self, stream: Stream, step: Step, layers: StreamLayers, batch: StreamBatch) -> Step:
+    def _attend(self, stream: Stream, layers: StreamLayers, batch: StreamBatch) -> Step:
         """Self attention, then attention to the text."""
         own, text, levels = layers.self_attention, layers.text_attention, stream.modulation
-        _, (query,) = step.normed([levels.affine(layers.table, 1, 0)], self.eps, [own.self_needs])
+        step, (query,) = Step(stream.x).normed([levels.affine(layers.table, 1, 0)], self.eps, [own.self_needs])
         update = own(query, rope=stream.rope.self_attention, values_only=batch.values_only)
         step = Step(step.x, update, levels.row(layers.table, 2))
         if layers.prompt_table is None or stream.prompt_modulation is None:
@@ -193,7 +204,7 @@ class TransformerBlock(nn.Module):
         return Step(step.x, update, levels.row(layers.table, 8))
 
     def _exchange(
-        self, video: Stream, audio: Stream, v: Step, a: Step, runs: Sequence[ExchangeRun]
+        self, video: Stream, audio: Stream, v: Step, a: Step, runs: Sequence[ExchangeRun], lanes: Lanes
     ) -> tuple[Step, Step]:
         """Audio to video and video to audio, for the batch items of these runs."""
         if not runs:
@@ -206,11 +217,13 @@ class TransformerBlock(nn.Module):
             self.eps,
             [to_video.query_needs, to_audio.context_needs],
         )
-        a, (a_context, a_query) = a.normed(
-            [audio.across(a_table, 0), audio.across(a_table, 2)],
-            self.eps,
-            [to_video.context_needs, to_audio.query_needs],
-        )
+        with lanes.audio():
+            a, (a_context, a_query) = a.normed(
+                [audio.across(a_table, 0), audio.across(a_table, 2)],
+                self.eps,
+                [to_video.context_needs, to_audio.query_needs],
+            )
+        lanes.meet(v_context, a_context)
         v_updates, a_updates = [], []
         for run in runs:
             v_rope = rope_items(video.rope.cross_attention, run.video)
@@ -219,9 +232,13 @@ class TransformerBlock(nn.Module):
                 update = to_video(v_query.items(run.video), a_context.items(run.audio), v_rope, a_rope)
                 v_updates.append((run.video, update))
             if audio.enabled:
-                update = to_audio(a_query.items(run.audio), v_context.items(run.video), a_rope, v_rope)
-                a_updates.append((run.audio, update))
-        return _updated(v, v_updates, video, v_table), _updated(a, a_updates, audio, a_table)
+                with lanes.audio():
+                    update = to_audio(a_query.items(run.audio), v_context.items(run.video), a_rope, v_rope)
+                    a_updates.append((run.audio, update))
+        v = _updated(v, v_updates, video, v_table)
+        with lanes.audio():
+            a = _updated(a, a_updates, audio, a_table)
+        return v, a
 
     def _feed_forward(self, stream: Stream, step: Step, layers: StreamLayers) -> Tensor:
         feed, levels = layers.feed_forward, stream.modulation

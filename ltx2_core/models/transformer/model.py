@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...kernels.lanes import lanes_for
 from ...protocols import Attention
 from ...types import BatchItem, CrossTimestepRule, Perturbation, StreamInput, StreamRope
 from .adaln import AdaLayerNormSingle, Modulation, modulate
@@ -141,8 +142,10 @@ class LTXTransformer(nn.Module):
         batch = self._items(video, audio, items)
         v = None if video is None else self._prepare(video, audio, self.video_layers, cross_rule)
         a = None if audio is None else self._prepare(audio, video, self.audio_layers, cross_rule)
+        lanes = lanes_for(self.scale_shift_table, both=v is not None and a is not None and v.enabled and a.enabled)
         for block, work in zip(self.transformer_blocks, block_batches(batch, self.config.num_layers), strict=True):
-            v, a = block(v and v.begun(work.video), a and a.begun(work.audio), work)
+            v, a = block(v, a, work, lanes)
+        lanes.end()
         return (
             self._velocity(v, self.scale_shift_table, self.proj_out) if v and v.enabled else None,
             self._velocity(a, self.audio_scale_shift_table, self.audio_proj_out) if a and a.enabled else None,

@@ -1,0 +1,74 @@
+"""Sound beside pictures: the small work of the audio stream runs on a CUDA stream of its own.
+
+The audio stream has a few per cent of the arithmetic, in kernels too small to fill a GPU. Both streams of the DiT meet
+only where they hear each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .availability import fused
+
+
+class Lanes:
+    """One lane: everything runs in order, on the current stream."""
+
+    def begin(self) -> None:
+        """Work on the audio lane waits for all that came before, such as weights that arrive."""
+
+    def audio(self) -> AbstractContextManager[Any]:
+        """Where the audio stream's work runs."""
+        return nullcontext()
+
+    def meet(self, *shared: Any) -> None:
+        """Each lane waits for the other. ``shared`` is what one made and the other reads: kept until they meet again,
+        because a lane's memory serves its own next work as soon as it is given up."""
+
+    def end(self) -> None:
+        """The current stream waits for the audio lane."""
+
+
+class TwoLanes(Lanes):
+    """The audio stream's work on a CUDA stream of its own, beside the current one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._main, self._side = torch.cuda.current_stream(device), _side_stream(device)
+        self._shared: tuple[Any, ...] = ()
+
+    def begin(self) -> None:
+        self._side.wait_stream(self._main)
+
+    @contextmanager
+    def audio(self) -> Iterator[None]:
+        torch.cuda.set_stream(self._side)
+        try:
+            yield
+        finally:
+            torch.cuda.set_stream(self._main)
+
+    def meet(self, *shared: Any) -> None:
+        main = self._main.record_event()
+        self._main.wait_stream(self._side)
+        self._side.wait_event(main)
+        self._shared = shared
+
+    def end(self) -> None:
+        self._main.wait_stream(self._side)
+        self._shared = ()
+
+
+def lanes_for(tokens: Tensor, both: bool) -> Lanes:
+    """Two lanes where the tokens are on an NVIDIA or AMD GPU and ``both`` streams are computed."""
+    return TwoLanes(tokens.device) if both and tokens.is_cuda and fused(tokens) else Lanes()
+
+
+@lru_cache(maxsize=16)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

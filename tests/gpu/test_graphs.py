@@ -1,0 +1,112 @@
+"""CUDA graphs and lanes against plain calls: the same kernels on the same numbers, so the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ltx2_two_stage.ltx2_core.kernels import lanes
+from ltx2_two_stage.ltx2_core.models.transformer import graphs
+from ltx2_two_stage.ltx2_core.models.transformer import model as transformer_model
+from ltx2_two_stage.ltx2_core.models.transformer.graphs import GraphedCalls
+from tiny_stage import TinyStage, build_stage, standard_guidance, tiny_transformer
+from torch import Tensor
+
+pytestmark = pytest.mark.gpu
+
+SIGMAS = (0.9, 0.7, 0.5, 0.2)
+
+
+@pytest.fixture
+def stage(cuda: torch.device) -> TinyStage:
+    return build_stage(tiny_transformer(), cuda, torch.bfloat16, (2, 4, 6), 9)
+
+
+def results(stage: TinyStage, graphed: bool, separate: bool = False) -> list[Tensor]:
+    """The guided estimates of a few steps, each from other latents."""
+    model = stage.guided(standard_guidance(1), separate=separate)
+    if graphed:
+        model.transformer = GraphedCalls(model.transformer)
+    found: list[Tensor] = []
+    for step, sigma in enumerate(SIGMAS):
+        video = replace(stage.video, latent=stage.video.latent * (1 + step))
+        found += [part.clone() for part in model(video, stage.audio, sigma, step)]
+    if graphed:
+        captured = model.transformer._captured
+        assert len(captured) == (4 if separate else 1)
+    return found
+
+
+@pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
+@pytest.mark.parametrize("separate", [False, True], ids=["batched", "separate"])
+def test_replays_equal_plain_calls(stage: TinyStage, separate: bool, image: bool) -> None:
+    stage = stage.with_image() if image else stage
+    with torch.inference_mode():
+        plain, replayed = results(stage, False, separate), results(stage, True, separate)
+    for one, other in zip(plain, replayed, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_two_lanes_equal_one(stage: TinyStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.inference_mode():
+        two = results(stage, False)
+        monkeypatch.setattr(transformer_model, "lanes_for", lambda tokens, both: lanes.Lanes())
+        one = results(stage, False)
+    for first, second in zip(one, two, strict=True):
+        assert torch.equal(first, second)
+
+
+def test_hooks_before_blocks_run_before_a_replay(stage: TinyStage) -> None:
+    """The device manager waits for weights, and merges, in them."""
+    calls = 0
+
+    def count(block: torch.nn.Module, inputs: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    handles = [block.register_forward_pre_hook(count) for block in stage.model.transformer_blocks]
+    try:
+        model = stage.guided(standard_guidance(1))
+        model.transformer = GraphedCalls(model.transformer)
+        seen = []
+        for step, sigma in enumerate(SIGMAS):
+            model(stage.video, stage.audio, sigma, step)
+            seen.append(calls)
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers = len(stage.model.transformer_blocks)
+    # As it is; captured, where the blocks themselves call them again; replayed twice
+    assert seen == [layers, 3 * layers, 4 * layers, 5 * layers]
+
+
+def test_large_calls_are_not_captured(stage: TinyStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_ROWS", 4)
+    model = stage.guided(standard_guidance(1))
+    model.transformer = GraphedCalls(model.transformer)
+    for step, sigma in enumerate(SIGMAS):
+        model(stage.video, stage.audio, sigma, step)
+    assert not model.transformer._captured
+
+
+def test_what_cannot_be_captured_runs_as_it_is(stage: TinyStage, caplog: pytest.LogCaptureFixture) -> None:
+    expected = results(stage, False)
+
+    def waits(block: torch.nn.Module, inputs: object, output: object) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            stage.video.latent.sum().item()
+
+    handle = stage.model.transformer_blocks[0].register_forward_hook(waits)
+    try:
+        model = stage.guided(standard_guidance(1))
+        model.transformer = GraphedCalls(model.transformer)
+        found: list[Tensor] = []
+        for step, sigma in enumerate(SIGMAS):
+            video = replace(stage.video, latent=stage.video.latent * (1 + step))
+            found += [part.clone() for part in model(video, stage.audio, sigma, step)]
+    finally:
+        handle.remove()
+    assert "without CUDA graphs" in caplog.text
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
