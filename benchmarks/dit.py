@@ -80,6 +80,7 @@ class DitBenchmark:
                     models, transformer, shape, rates, references.get(shape.name), device, timer, deadline
                 )
                 save(figures)
+                release(device)
             del transformer
             release(device)
         figures["follows_flops"] = follows_flops(figures["rows"])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx2_core.models.text.config import TEXT_TOKENS
+from ..ltx2_core.models.transformer.graphs import GraphedCalls
 from ..ltx2_core.models.transformer.positions import audio_positions, video_positions
 from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, Recipe, official_recipe
 from ..ltx2_core.sampling.evaluate import GuidedModel
@@ -108,7 +109,11 @@ class DitCall(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """A step that can be repeated: the guided evaluation, and the calls of the DiT alone that it makes."""
+    """A step that can be repeated: the guided evaluation, and the calls of the DiT alone that it makes.
+
+    The evaluation is that of one stage: what its model keeps from call to call (CUDA graphs) is there from the third
+    one on.
+    """
 
     model: GuidedModel
     states: tuple[StreamState, StreamState]
@@ -180,7 +185,8 @@ class Inputs:
 
         with torch.inference_mode():
             model(recorder)(*states, SIGMA, 0)
-        return Step(model(transformer), states, transformer, recorder.calls)
+        # Graphs, as a stage has them: from the third call on; the calls of the DiT alone are launched one by one
+        return Step(model(GraphedCalls(transformer)), states, transformer, recorder.calls)
 
 
 class _Recorder:

@@ -92,6 +92,7 @@ class SyntheticModels:
     def __init__(self, generation: Variant, seed: int = 0, precision: str = "bf16", tiny: bool = False) -> None:
         config = tiny_config(generation) if tiny else full_size_config(generation)
         self.generation, self.seed, self.precision, self.tiny = generation, seed, precision, tiny
+        self.metadata: Mapping[str, Any] = config
         self._maker = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._pools: dict[torch.device, Tensor] = {}
         self.transformer = TransformerConfig.from_metadata(config)

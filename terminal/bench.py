@@ -27,6 +27,7 @@ _PRECISIONS = ("bf16", "fp8")
 _KERNELS = ("auto", "eager")
 _PARTS = "text,upsample,video,audio"
 _DECODED = "768x512,1920x1088"
+_CONTESTANTS = "ours,ours eager,diffusers,diffusers compiled,ltx-core,ltx-core compiled,ltx-core captured"
 DESCRIPTION = "Measures on a GPU, with full-size models of random weights: nothing is downloaded, about 60 GB of VRAM."
 
 
@@ -72,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     e2e.add_argument("--precision", choices=_PRECISIONS, default="bf16", help="of the linears (default bf16)")
     e2e.add_argument("--compare", choices=_PRECISIONS, help="then runs in this precision, and how the results differ")
     _repeated(e2e, 3)
+    peers = benchmarks.add_parser("peers", allow_abbrev=False, help="beside diffusers and ltx-core, with our weights")
+    _shared(peers)
+    peers.add_argument("--shapes", default=_DIT_SHAPES, metavar="S,S", help=f"of {_DIT_SHAPES} (the default)")
+    peers.add_argument("--contestants", default=_CONTESTANTS, metavar="C,C", help=f"of {_CONTESTANTS} (the default)")
+    peers.add_argument("--no-video", action="store_true", help="leave the video decoders out")
+    _repeated(peers, 5)
 
 
 def _shared(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +185,23 @@ def _e2e(arguments: argparse.Namespace) -> Work:
     return work
 
 
+def _peers(arguments: argparse.Namespace) -> Work:
+    _check_repeated(arguments)
+    contestants = _chosen("contestants", arguments.contestants, _CONTESTANTS.split(","))
+    shapes = _shapes(arguments)
+    module = _benchmark("peers")
+    benchmark = module.PeersBenchmark(
+        _benchmark("synthetic_models").SyntheticModels(arguments.generation),
+        shapes,
+        contestants,
+        None if arguments.no_video else module.DECODED,
+        arguments.repeat,
+        arguments.limit_s,
+    )
+    work: Work = benchmark.run
+    return work
+
+
 _WORK: Mapping[str, Callable[[argparse.Namespace], Work]] = {
     "modes": _modes,
     "load": _load,
@@ -185,6 +209,7 @@ _WORK: Mapping[str, Callable[[argparse.Namespace], Work]] = {
     "dit": _dit,
     "decode": _decode,
     "e2e": _e2e,
+    "peers": _peers,
 }
 
 

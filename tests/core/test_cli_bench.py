@@ -39,6 +39,8 @@ from ltx2_two_stage.ltx2_core.types import Component
         (["e2e", "--steps", "0"], "steps = 0: must be 1 or more"),
         (["e2e", "--mode", "fast"], "invalid choice: 'fast'"),
         (["e2e", "--repeat", "0"], "repeat = 0: must be 1 or more"),
+        (["peers", "--contestants", "ours,comfy"], "contestants = 'comfy': is not known"),
+        (["peers", "--shapes", "Z"], "shapes = 'Z': is not known"),
         (["dit", "--limit-s", "-1"], "limit-s = -1.0: must be above 0"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -51,7 +53,7 @@ def test_bad_input(arguments: list[str], said: str, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("benchmark", ["modes", "load", "ceilings", "dit", "decode", "e2e"])
+@pytest.mark.parametrize("benchmark", ["modes", "load", "ceilings", "dit", "decode", "e2e", "peers"])
 def test_without_a_gpu(benchmark: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = ["--file", str(tmp_path / "file")] if benchmark == "load" else []
     assert main(["bench", benchmark, "--out", str(tmp_path / "out.json"), *file]) == 2

@@ -196,19 +196,20 @@ class OfficialModels:
         return cls(
             config=config,
             weights={transformer_key(key): tensor for key, tensor in model.items() if key not in text},
-            new_transformer=lambda: transformer(generation, **_transformer_sizes(sizes)),
+            new_transformer=lambda: transformer(generation, **transformer_sizes(sizes)),
             connectors=_loaded(
                 connectors(generation, **_connectors_sizes(sizes, projection.shape[1])),
                 {connectors_key(key): tensor for key, tensor in text.items()},
             ),
-            video_vae=_video_vae_of(state, config["vae"], generation),
+            video_vae=_loaded_video_vae(state, config["vae"], generation),
             audio_vae=_audio_vae_of(state, config["audio_vae"]["model"]["params"]["ddconfig"]),
             vocoder=_vocoder_of(_under(state, "vocoder."), config["vocoder"]),
             upsampler=_upsampler_of(upsampler),
         )
 
 
-def _transformer_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+def transformer_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`transformer` takes, from ``config["transformer"]`` of an official file."""
     same = (
         "in_channels out_channels num_attention_heads attention_head_dim cross_attention_dim num_layers "
         "audio_in_channels audio_out_channels audio_num_attention_heads audio_attention_head_dim "
@@ -240,11 +241,13 @@ def _connectors_sizes(config: Mapping[str, Any], projection_inputs: int) -> dict
     return sizes
 
 
-def _video_vae_of(state: State, config: Mapping[str, Any], generation: Generation) -> AutoencoderKLLTX2Video:
+def video_vae_of(config: Mapping[str, Any], generation: Generation) -> AutoencoderKLLTX2Video:
+    """A video VAE of the sizes in ``config["vae"]`` of an official file, without weights that mean anything."""
+
     def layers(half: str) -> list[int]:
         return [options["num_layers"] for kind, options in config[f"{half}_blocks"] if kind == "res_x"]
 
-    model = video_vae(
+    return video_vae(
         generation,
         config["latent_channels"],
         config["encoder_base_channels"],
@@ -252,6 +255,10 @@ def _video_vae_of(state: State, config: Mapping[str, Any], generation: Generatio
         layers("encoder"),
         layers("decoder"),
     )
+
+
+def _loaded_video_vae(state: State, config: Mapping[str, Any], generation: Generation) -> AutoencoderKLLTX2Video:
+    model = video_vae_of(config, generation)
     official = {}
     for name in model.state_dict():
         half, _, rest = name.partition(".")
