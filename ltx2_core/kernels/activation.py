@@ -37,17 +37,16 @@ class Activation(NamedTuple):
             return self
         return Activation(
             None if self.plain is None else self.plain[items],
-            None if self.quantised is None else Quantised(*(part[items] for part in self.quantised)),
+            None if self.quantised is None else Quantised(*(_aligned(part[items]) for part in self.quantised)),
         )
-
-    @property
-    def batch(self) -> int:
-        values = self.plain if self.plain is not None else self.quantised and self.quantised.values
-        assert values is not None
-        return values.shape[0]
 
     def through(self, layer: nn.Module) -> Tensor:
         """The layer's result."""
         if self.quantised is not None and getattr(layer, "takes_quantised", False):
             return layer(self.quantised)  # type: ignore[no-any-return]
         return layer(self.plain)  # type: ignore[no-any-return]
+
+
+def _aligned(part: Tensor) -> Tensor:
+    """Matrix products in fp8 want values and scales to begin at a multiple of 16 bytes."""
+    return part if part.storage_offset() * part.element_size() % 16 == 0 else part.clone()

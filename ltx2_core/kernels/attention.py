@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -110,10 +111,15 @@ def _faster_flash(device: torch.device, dtype: torch.dtype, shape: tuple[int, ..
 def _median_ms(run: Callable[[], Tensor]) -> float:
     for _ in range(_WARM_UP):
         run()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(_REPEATS)]
-    for begin, end in events:
-        begin.record()
+    events = [_timing_event() for _ in range(_REPEATS + 1)]
+    events[0].record()
+    for event in events[1:]:
         run()
-        end.record()
+        event.record()
     torch.cuda.synchronize()
-    return sorted(begin.elapsed_time(end) for begin, end in events)[_REPEATS // 2]
+    times: list[float] = sorted(begin.elapsed_time(end) for begin, end in pairwise(events))
+    return times[_REPEATS // 2]
+
+
+def _timing_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

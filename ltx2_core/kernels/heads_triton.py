@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..types import Rope
 from .activation import Activation, Needs
+from .heads import GATE_CHANNELS
 from .modulation_triton import LARGEST_FP8, SMALLEST_SCALE
 from .quantise import FP8, Quantised
 
@@ -133,6 +134,50 @@ def gate_heads(x: Tensor, logits: Tensor | None, heads: int, needs: Needs) -> Ac
         num_warps=max(1, min(8, width // 512)),
     )
     return Activation(x if needs.plain else None, quantised)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _gate_logits(
+    values, scales, weight, bias, out, rows, D, HEADS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    head = tl.arange(0, HEADS)
+    channel = tl.arange(0, CHANNELS)
+    start = row.to(tl.int64)[:, None] * D
+    total = tl.zeros((ROWS, HEADS), dtype=tl.float32)
+    for at in range(0, D, CHANNELS):
+        x = tl.load(values + start + (at + channel)[None, :], mask=inside[:, None], other=0.0)
+        w = tl.load(weight + head[None, :] * D + (at + channel)[:, None])
+        # Every fp8 number is a bfloat16 number too
+        total += tl.dot(x.to(w.dtype), w)
+    total = total * tl.load(scales + row, mask=inside, other=0.0)[:, None]
+    total += tl.load(bias + head).to(tl.float32)[None, :]
+    places = row.to(tl.int64)[:, None] * HEADS + head[None, :]
+    tl.store(out + places, total.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+def gate_logits(x: Quantised, weight: Tensor, bias: Tensor) -> Tensor:
+    """As :func:`.heads.gate_logits`."""
+    values = x.values.contiguous()
+    heads, width = weight.shape
+    rows = values.numel() // width
+    out = torch.empty(*values.shape[:-1], heads, dtype=weight.dtype, device=values.device)
+    per_program = 64 if rows >= 2048 else 16
+    _gate_logits[(triton.cdiv(rows, per_program),)](
+        values,
+        x.scales.contiguous(),
+        weight,
+        bias,
+        out,
+        rows,
+        width,
+        HEADS=heads,
+        ROWS=per_program,
+        CHANNELS=GATE_CHANNELS,
+        num_warps=4,
+    )
+    return out
 
 
 @triton.jit

@@ -71,4 +71,4 @@ def lanes_for(tokens: Tensor, both: bool) -> Lanes:
 
 @lru_cache(maxsize=16)
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -24,5 +24,5 @@ def gelu_in_product(x: Tensor, layer: nn.Module) -> bool:
 def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
     """The tanh form of GELU of a linear layer, (B, T, K) -> (B, T, N): cuBLASLt applies it before it rounds."""
     assert layer.bias is not None
-    flat = torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight.t(), use_gelu=True)
-    return flat.unflatten(0, x.shape[:-1])
+    flat: Tensor = torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight.t(), use_gelu=True)
+    return torch.unflatten(flat, 0, x.shape[:-1])

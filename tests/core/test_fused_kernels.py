@@ -10,8 +10,9 @@ from typing import Literal
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.kernels import heads, modulation
-from ltx2_two_stage.ltx2_core.kernels.activation import Needs
+from ltx2_two_stage.ltx2_core.kernels.activation import Activation, Needs
 from ltx2_two_stage.ltx2_core.kernels.modulation import Affine, Row
+from ltx2_two_stage.ltx2_core.kernels.quantise import Quantised, quantise_rows
 from ltx2_two_stage.ltx2_core.types import Rope
 from tiny_stage import build_stage, standard_guidance, tiny_transformer
 from torch import Tensor
@@ -158,6 +159,50 @@ def test_what_does_not_fit_the_kernels_runs_eagerly(interpreter: None) -> None:
     gated = heads.gate_heads(x, logits, 3, Needs()).plain
     expected = x.unflatten(-1, (3, -1)) * (2 * torch.sigmoid(logits))[..., None]
     torch.testing.assert_close(gated, expected.flatten(2), rtol=1e-6, atol=0)
+
+
+# Of what is rounded to fp8 alone: half a step at three bits
+FP8_ROUNDING = 2**-4
+BOTH = Needs(True, True)
+
+
+def restored(quantised: Quantised | None) -> Tensor:
+    assert quantised is not None
+    return quantised.values.float() * quantised.scales
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_results_in_fp8(interpreter: None, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """What kernels write in fp8 is what the eager version quantises, but for numbers halfway between two."""
+    x, base = numbers(B, T, D), row(0, 0, 1, 1, False)
+    affine = Affine(base, base._replace(row=2, at=1))
+
+    def results() -> list[Quantised | None]:
+        normed = modulation.residual_norm(x, x + 1, base, [affine, affine], 1e-6, [BOTH, BOTH])[1]
+        gated = heads.gate_heads(x.clone(), numbers(B, T, 4), 4, BOTH)
+        return [*(part.quantised for part in (*normed, gated)), heads.gelu(x, Needs(False, True)).quantised]
+
+    from ltx2_two_stage.ltx2_core.kernels import modulation_triton
+
+    monkeypatch.setattr(modulation_triton, "MANY_ROWS", 1 if rows == 4 else 10**6)
+    found = results()
+    monkeypatch.delenv("TRITON_INTERPRET")
+    for one, other in zip(found, results(), strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one.scales, other.scales, rtol=1e-5, atol=0)
+        # The interpreter rounds some halves another way
+        assert float((one.values.float() != other.values.float()).float().mean()) < 0.05
+        torch.testing.assert_close(restored(one), restored(other), rtol=2 * FP8_ROUNDING, atol=1e-2)
+
+
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_gates_of_fp8_tokens(interpreter: None, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    layer = torch.nn.Linear(256, 16)
+    x = Activation(None, quantise_rows(numbers(B, tokens, 256)))
+    found = heads.gate_logits(x, layer)
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert relative(found, heads.gate_logits(x, layer)) < TOLERANCE
 
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])

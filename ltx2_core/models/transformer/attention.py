@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...kernels import attention as kernels
 from ...kernels.activation import Activation, Needs
-from ...kernels.heads import can_norm_rope, gate_heads, norm_rope_
+from ...kernels.heads import can_norm_rope, gate_heads, gate_logits, gates_need, norm_rope_
 from ...protocols import Attention
 from ...types import Rope
 from .batch import NONE_SKIPPED, Rows, Runs, take
@@ -48,7 +48,7 @@ class MultiHeadAttention(nn.Module):
     @property
     def query_needs(self) -> Needs:
         """The forms in which the query side's input is read."""
-        return Needs.of((self.to_q, self.to_gate_logits))
+        return gates_need(self.to_gate_logits, Needs.of((self.to_q,)))
 
     @property
     def context_needs(self) -> Needs:
@@ -58,7 +58,7 @@ class MultiHeadAttention(nn.Module):
     @property
     def self_needs(self) -> Needs:
         """The forms in which a self attention reads its input."""
-        return Needs.of((self.to_q, self.to_k, self.to_v, self.to_gate_logits))
+        return gates_need(self.to_gate_logits, Needs.of((self.to_q, self.to_k, self.to_v)))
 
     def forward(
         self,
@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
             for items, skipped in values_only
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        logits = None if self.to_gate_logits is None else x.through(self.to_gate_logits)
+        logits = None if self.to_gate_logits is None else gate_logits(x, self.to_gate_logits)
         return gate_heads(out, logits, self.heads, Needs.of(self.to_out)).through(self.to_out[0])
 
     def _attend(
@@ -126,7 +126,7 @@ class MultiHeadAttention(nn.Module):
 
 
 def _shared(heads: Tensor, rows: Rows) -> Tensor:
-    """A batch of these rows; copied where tokens lie in one piece, since a copy by heads takes several times as long."""
+    """A batch of these rows, copied where tokens lie in one piece: a copy by heads takes several times as long."""
     return take(heads.transpose(1, 2), rows).transpose(1, 2)
 
 

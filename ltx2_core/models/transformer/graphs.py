@@ -15,9 +15,10 @@ from ...types import BatchItem, CrossTimestepRule, Rope, StreamInput
 
 logger = logging.getLogger("ltx2.kernels")
 
-# Tokens times batch items up to which a graph pays. One H200: the CPU takes longer than the GPU for one pass of 1,536
-# tokens; from about 10,000 on the gaps between kernels are lost in them, and a graph keeps its own activations
-MOST_ROWS = 10_000
+# Tokens times batch items up to which calls are captured. One H200: one pass of 1,536 tokens takes 86 ms as a graph and
+# 111 ms as it is, the time that Python takes to launch it. With 6,144 rows both take the same, and Python 65 to 190 ms
+# of 260 to 340, which a slower CPU may not have; a graph keeps its own activations, 0.7 GB of these
+MOST_ROWS = 8_192
 
 Velocities = tuple[Tensor | None, Tensor | None]
 
@@ -105,7 +106,7 @@ class GraphedCalls:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream()
-        capturing = torch.cuda.Stream()
+        capturing = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         capturing.wait_stream(current)
         # torch.cuda.graph would wait for the device and empty the allocator's cache
         with torch.cuda.stream(capturing):
