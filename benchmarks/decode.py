@@ -20,6 +20,7 @@ from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.stages.decode import decode_audio, decode_video
 from ..ltx2_core.stages.prompt import encode_prompts
 from ..ltx2_core.stages.upsample import upsample
+from ..ltx2_core.stages.validate import check_size
 from ..ltx2_core.types import Component, LatentPair, VideoSize
 from .ceilings import matmul_rates
 from .measure import (
@@ -72,6 +73,11 @@ class DecodeBenchmark:
     parts: Sequence[str] = PARTS
     repeat: int = 5
     limit_s: float | None = None
+
+    def check(self) -> None:
+        """Raises :class:`SettingError` for a size that two stages cannot make."""
+        for frames, height, width in self.sizes:
+            check_size(width, height, frames, DEFAULT_FPS, 2, self.models.scale)
 
     def run(self, save: Save, device: torch.device | None = None, timer: Timer | None = None) -> JSON:
         """All parts; ``save`` takes the figures after each row."""

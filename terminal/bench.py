@@ -157,8 +157,8 @@ def _decode(arguments: argparse.Namespace) -> Work:
     parts = _chosen("parts", arguments.parts, _PARTS.split(","))
     sizes = _sizes("sizes", arguments.sizes, arguments.frames)
     models = _benchmark("synthetic_models").SyntheticModels(arguments.generation)
-    _check_sizes(models, sizes)
     benchmark = _benchmark("decode").DecodeBenchmark(models, sizes, parts, arguments.repeat, arguments.limit_s)
+    benchmark.check()
     work: Work = benchmark.run
     return work
 
@@ -244,15 +244,6 @@ def _sizes(setting: str, value: str, frames: int) -> tuple[VideoSize, ...]:
         return tuple(VideoSize(frames, height, width) for width, height in pairs)
     except ValueError as error:
         raise SettingError(setting, value, "must be WxH, by commas", f"For example: {_SIZES}.") from error
-
-
-def _check_sizes(models: Any, sizes: Collection[VideoSize]) -> None:
-    """Raises :class:`SettingError` for a size that two stages cannot make."""
-    from ..ltx2_core.recipes import DEFAULT_FPS
-    from ..ltx2_core.stages.validate import check_size
-
-    for frames, height, width in sizes:
-        check_size(width, height, frames, DEFAULT_FPS, 2, models.scale)
 
 
 def _benchmark(name: str) -> Any:
