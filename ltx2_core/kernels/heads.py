@@ -11,7 +11,6 @@ from .activation import Activation, Needs
 from .availability import fused
 from .quantise import quantise_rows
 
-
 # Of the tokens, that the kernel of the gates takes at a time
 GATE_CHANNELS = 128
 
