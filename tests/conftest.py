@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "ltx2_two_stage"
@@ -31,6 +33,18 @@ def _load_root_package() -> None:
 
 
 _load_root_package()
+
+
+def _import_triton_for_its_interpreter() -> None:
+    """Without a GPU Triton's own functions are made for its interpreter, which whoever imports it first decides."""
+    if importlib.util.find_spec("triton") is None or torch.cuda.is_available():
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("triton.language")
+
+
+_import_triton_for_its_interpreter()
 
 
 # What a script in the host's Python begins with: the host on a CPU, and this checkout as the package ``pack``.

@@ -1,4 +1,9 @@
-"""Latents to frames and sound; frames leave for the sink while later ones are still being decoded."""
+"""Latents to frames and sound; frames leave for the sink while later ones are still being decoded.
+
+Decoding, the copy to the host and encoding overlap without a thread here: the device is always given the next piece
+before the last one is waited for, the copy runs on a stream of its own, and the sink that is slow, the MP4 writer, has
+a thread.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..media.audio import for_clip
-from ..media.frames import to_uint8
 from ..media.sink import FrameSink
 from ..protocols import Models, Progress, Residency
 from ..recipes import AudioSource
@@ -51,12 +55,39 @@ def decode_video(models: Models, residency: Residency, latent: Tensor, sink: Fra
     """Streams uint8 frames (f, H, W, 3) of a normalised latent (1, C, F, H, W) into the sink."""
     done = 0
     with residency.use(Component.VIDEO_DECODER, Phase.DECODE) as decoder:
-        for pixels in decoder.decode_streamed(latent.to(device=residency.device, dtype=models.dtype), tiling=None):
-            frames = to_uint8(pixels).cpu()
+        pieces = decoder.decode_frames(latent.to(device=residency.device, dtype=models.dtype))
+        for frames in _on_host(pieces, residency.device):
             residency.moved(d2h_bytes=frames.numel() if residency.device.type != "cpu" else 0)
             sink.frames(frames)
             done += frames.shape[0]
             progress.step("decode", done)
+
+
+def _on_host(pieces: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The same on the host, in order. On CUDA each is waited for when the device has the work of the next one.
+
+    The copies go to pageable memory, because a sink may keep what it gets: at 9 GB/s they take a tenth of the time of
+    the decoding behind which they hide.
+    """
+    if device.type != "cuda":
+        for piece in pieces:
+            yield piece.cpu()
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    waiting: tuple[Tensor, torch.cuda.Event] | None = None
+    for piece in pieces:
+        begun = piece, torch.cuda.current_stream(device).record_event()
+        if waiting is not None:
+            yield _copied(*waiting, stream)
+        waiting = begun
+    if waiting is not None:
+        yield _copied(*waiting, stream)
+
+
+def _copied(piece: Tensor, made: torch.cuda.Event, stream: torch.cuda.Stream) -> Tensor:
+    with torch.cuda.stream(stream):
+        stream.wait_event(made)
+        return piece.cpu()
 
 
 def decode_audio(models: Models, residency: Residency, request: GenerationRequest, latent: Tensor) -> AudioClip:

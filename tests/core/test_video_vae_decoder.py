@@ -47,7 +47,8 @@ def test_a_stream_remembers_an_amount_that_does_not_grow_with_the_clip(
 ) -> None:
     carries: list[Carry] = []
     monkeypatch.setattr(
-        "ltx2_two_stage.ltx2_core.models.video_vae.decoder.Carry", lambda: carries.append(Carry()) or carries[-1]
+        "ltx2_two_stage.ltx2_core.models.video_vae.decoder.Carry",
+        lambda **settings: carries.append(Carry(**settings)) or carries[-1],
     )
 
     def largest(frames: int) -> tuple[int, int]:

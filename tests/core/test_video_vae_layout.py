@@ -7,6 +7,8 @@ from ltx2_two_stage.ltx2_core.models.video_vae.layout import (
     depth_to_space,
     patchify,
     space_to_depth,
+    to_bytes,
+    to_pixels,
     unpatchify,
 )
 
@@ -33,3 +35,21 @@ def test_patches_have_the_width_offset_as_the_slower_index() -> None:
             for y in range(4):
                 assert torch.equal(patches[:, c * 16 + x * 4 + y], pixels[:, c, :, y::4, x::4])
     assert torch.equal(unpatchify(patches, 4), pixels)
+
+
+def test_bytes_are_truncated_and_clipped() -> None:
+    values = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0])
+    pixels = values[None, None, None, None].expand(1, 3, 2, 1, 6).clone()
+    pixels[0, 1] = -1
+    out = to_bytes(pixels, torch.zeros(3), 1)
+    assert out.shape == (2, 1, 6, 3) and out.dtype == torch.uint8 and out.is_contiguous()
+    assert out[1, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]  # 127.5 and 254.87 truncated
+    assert out[..., 1].eq(0).all()
+
+
+def test_bytes_are_those_of_the_pixels_with_their_bias() -> None:
+    x, bias = torch.randn(2, 48, 3, 2, 5), torch.randn(48)
+    pixels = to_pixels(x.clone(), bias, 4)
+    assert torch.equal(pixels, unpatchify(x + bias.view(-1, 1, 1, 1), 4))
+    expected = ((pixels[0].clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8)
+    assert torch.equal(to_bytes(x, bias, 4), expected.permute(1, 2, 3, 0))

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from .config import VideoVAEConfig
-from .layers import Carry, ResBlocks, SpaceTimeConv, up_block
-from .layout import unpatchify
+from .layers import Carry, ResBlocks, SpaceTimeConv, Weights, up_block
+from .layout import to_bytes, to_pixels
 from .statistics import LatentStatistics
 from .tiling import Tiles, Tiling
 
-# Full-size 2.3 decoder, bfloat16, one H200: milliseconds, and GiB beyond the weights, for 4, 8, 16, 32 and all frames.
-# 1920x1088x121: 1568, 3.7; 1495, 4.9; 1423, 7.0; 1398, 10.1; 1351, 22.7.
-# 768x512x121: 8 frames 298, 0.9; 16 frames 278, 1.3; 32 frames 265, 1.9; all 247, 4.3.
-# The default tiles at 1920x1088x121: 2873, 4.3, so fewer frames at a time beat tiles until one frame is too large.
-FRAMES_PER_PASS = 16
+# How many bytes the widest layer's frames of one pass may have: 85 frames at 768x512, 16 at 1920x1088.
+PASS_BYTES = 2**29
+LEAST_FRAMES = 4
 
 
 class VideoDecoder(nn.Module):
@@ -52,12 +50,12 @@ class VideoDecoder(nn.Module):
             ValueError: the latent has another number of channels, or is too small for the edge padding.
         """
         self._check(latent)
-        (pixels,) = self._stream(latent, None)
+        (pixels,) = self._stream(latent, None, to_pixels, Weights())
         return pixels
 
     @torch.no_grad()
     def decode_streamed(
-        self, latent: Tensor, tiling: Tiling | None = None, frames_per_pass: int = FRAMES_PER_PASS
+        self, latent: Tensor, tiling: Tiling | None = None, frames_per_pass: int | None = None
     ) -> Iterator[Tensor]:
         """Decodes a clip as consecutive chunks of frames, which add up to what :meth:`decode` returns.
 
@@ -69,7 +67,8 @@ class VideoDecoder(nn.Module):
         Args:
             latent: normalised, (B, latent_channels, F', H', W').
             tiling: how to cut the clip into tiles; None decodes full frames.
-            frames_per_pass: frames that a layer handles at a time; more is faster until the device is busy.
+            frames_per_pass: frames that a layer handles at a time; more is faster until the device is busy. None: as
+                :meth:`frames_per_pass` says.
 
         Yields:
             Pixels (B, 3, f, H, W), f >= 1, in the weights' dtype.
@@ -79,10 +78,9 @@ class VideoDecoder(nn.Module):
             ValueError: as :meth:`decode`, or ``frames_per_pass`` is not positive.
         """
         self._check(latent)
-        if frames_per_pass < 1:
-            raise ValueError(f"frames_per_pass must be at least 1, got {frames_per_pass}")
+        frames_per_pass = self._limit(latent, frames_per_pass)
         if tiling is None:
-            yield from self._stream(latent, frames_per_pass)
+            yield from self._stream(latent, frames_per_pass, to_pixels, Weights())
             return
         tiles = tiling.split(latent.shape[2], latent.shape[3], latent.shape[4], self.config.scale)
         dtype = self.conv_in.conv.weight.dtype
@@ -101,10 +99,38 @@ class VideoDecoder(nn.Module):
             frames = frames[:, :, :complete].to(dtype)
             yield frames
 
+    @torch.no_grad()
+    def decode_frames(self, latent: Tensor, frames_per_pass: int | None = None) -> Iterator[Tensor]:
+        """As :meth:`decode_streamed` without tiling, but frames as a picture file holds them.
+
+        Yields:
+            Frames of the first batch item, uint8 (f, H, W, 3), f >= 1, on the latent's device. Pixels are clipped to
+            [-1, 1] and truncated, not rounded, as in the official code.
+
+        Raises:
+            ValueError: as :meth:`decode_streamed`.
+        """
+        self._check(latent)
+        yield from self._stream(latent[:1], self._limit(latent, frames_per_pass), to_bytes, Weights())
+
+    def frames_per_pass(self, height: int, width: int) -> int:
+        """How many frames of ``height`` x ``width`` latent cells a layer handles at a time: what fits PASS_BYTES."""
+        cells = self.config.scale.height * self.config.scale.width // self.config.patch_size**2
+        row = self.config.decoder_out_channels * self.conv_in.conv.weight.element_size()
+        return max(LEAST_FRAMES, PASS_BYTES // (height * width * cells * row))
+
+    def _limit(self, latent: Tensor, frames_per_pass: int | None) -> int:
+        if frames_per_pass is None:
+            return self.frames_per_pass(latent.shape[3], latent.shape[4])
+        if frames_per_pass < 1:
+            raise ValueError(f"frames_per_pass must be at least 1, got {frames_per_pass}")
+        return frames_per_pass
+
     def _blended(self, latent: Tensor, tiles: Tiles, limit: int | None) -> Iterator[Tensor]:
         """Streams all tiles of a frame side by side and yields their weighted sums, (B, 3, f, H, W) in float32."""
         grid = [(row, column) for row in tiles.rows for column in tiles.columns]
-        streams = [self._stream(latent[..., row.cells, column.cells], limit) for row, column in grid]
+        shared = Weights()
+        streams = [self._stream(latent[..., row.cells, column.cells], limit, to_pixels, shared) for row, column in grid]
         weights = [torch.outer(row.weight, column.weight).to(latent.device) for row, column in grid]
         height, width = tiles.rows[-1].pixels.stop, tiles.columns[-1].pixels.stop
         for first in streams[0]:
@@ -130,9 +156,14 @@ class VideoDecoder(nn.Module):
             blocks.extend(block.res_blocks if isinstance(block, ResBlocks) else [block])
         return [self.conv_in, *blocks, self.conv_out]
 
-    def _stream(self, latent: Tensor, limit: int | None) -> Iterator[Tensor]:
-        """Runs pieces of at most ``limit`` frames through the stages, the deepest piece first."""
-        stages, carry = self._stages, Carry()
+    def _stream(
+        self, latent: Tensor, limit: int | None, finish: Callable[[Tensor, Tensor, int], Tensor], weights: Weights
+    ) -> Iterator[Tensor]:
+        """Runs pieces of at most ``limit`` frames through the stages, the deepest piece first.
+
+        ``finish`` makes pictures of what the last convolution makes, without its bias.
+        """
+        stages, carry = self._stages, Carry(weights=weights)
         x = self.per_channel_statistics.denormalise(latent).to(self.conv_in.conv.weight.dtype)
         # Stage and input of what is to be done; what is further down the list comes later in time.
         waiting = [(0, x, True)]
@@ -143,10 +174,11 @@ class VideoDecoder(nn.Module):
                 waiting.append((depth, piece[:, :, limit:], last))
                 piece, last = piece[:, :, :limit], False
             carry.last = last
-            piece = stages[depth](piece, carry)
+            final = depth + 1 == len(stages)
+            piece = self.conv_out(piece, carry, biased=False) if final else stages[depth](piece, carry)
             if not piece.shape[2]:
                 continue
-            if depth + 1 < len(stages):
-                waiting.append((depth + 1, piece, last))
+            if final:
+                yield finish(piece, self.conv_out.bias, self.config.patch_size)
             else:
-                yield unpatchify(piece, self.config.patch_size)
+                waiting.append((depth + 1, piece, last))

@@ -4,7 +4,11 @@ A convolution that looks one frame ahead cannot finish a piece's last frame befo
 convolution keeps its last two input frames, is one frame late, and pads by repeating frames only where the clip itself
 begins or ends. Nothing is computed twice, and cutting a clip into pieces changes no pixel beyond float rounding.
 
-Tensors are (B, C, F, H, W); submodule names are the official checkpoint's key names.
+A convolution's bias is left to whoever reads the result next, which saves a pass over it: libraries add it in one of
+its own.
+
+Tensors are (B, C, F, H, W), in channels-last order where kernels are fused; submodule names are the official
+checkpoint's key names.
 """
 
 from __future__ import annotations
@@ -15,12 +19,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.availability import fused
+from ...kernels.frames import Edges, add_, window
 from .config import ResampleStage, ResStage, Stage
-from .layout import depth_to_space, space_to_depth
+from .layout import space_to_depth, unfold
 
 NORM_EPS = 1e-8  # the audio VAE has 1e-6
 KERNEL = 3
-TIME = -3  # the frame axis, counted from the end so that an axis may be added in front
+TIME = 2  # the frame axis
+
+
+class Weights:
+    """Weights in the order in which a convolution reads them, made once for a clip.
+
+    Where kernels are fused that is channels-last, which files do not have and which libraries would make at every call.
+    It takes the memory of the weights once more while a clip is being decoded.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[nn.Module, Tensor] = {}
+
+    def of(self, conv: nn.Conv3d) -> Tensor:
+        if not fused(conv.weight):
+            return conv.weight
+        if conv not in self._made:
+            self._made[conv] = conv.weight.contiguous(memory_format=torch.channels_last_3d)
+        return self._made[conv]
 
 
 @dataclass
@@ -31,9 +55,11 @@ class Carry:
 
     Attributes:
         last: whether the piece in hand is the clip's last.
+        weights: of the convolutions; streams side by side share them.
     """
 
     last: bool = True
+    weights: Weights = field(default_factory=Weights)
     _frames: dict[nn.Module, Tensor] = field(default_factory=dict)
     _skips: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
     _begun: set[nn.Module] = field(default_factory=set)
@@ -43,19 +69,18 @@ class Carry:
         return self._frames.pop(owner, None)
 
     def keep_frames(self, owner: nn.Module, frames: Tensor) -> None:
-        if not self.last:
-            self._frames[owner] = frames.clone()  # a view would keep the whole piece alive
+        self._frames[owner] = frames
 
-    def add_skip(self, owner: nn.Module, out: Tensor, skip: Tensor) -> Tensor:
-        """Adds a skip connection into ``out``, in place, frame to frame.
+    def add_skip(self, owner: nn.Module, out: Tensor, bias: Tensor | None, skip: Tensor) -> Tensor:
+        """Adds a bias and a skip connection into ``out``, in place, frame to frame.
 
         ``out`` comes from convolutions and so is late: the frames of ``skip`` that it has not reached yet are kept for
-        the next piece. Both have their frames on axis ``TIME``, and the other axes broadcast.
+        the next piece. Where ``out`` has more channels, those of ``skip`` repeat as a whole.
         """
         done, late = 0, []
         for part in (*self._skips.pop(owner, ()), skip):
-            count = min(part.shape[TIME], out.shape[TIME] - done)
-            out.narrow(TIME, done, count).add_(part.narrow(TIME, 0, count))
+            if count := min(part.shape[TIME], out.shape[TIME] - done):
+                add_(out.narrow(TIME, done, count), bias, part.narrow(TIME, 0, count))
             done += count
             if rest := part.shape[TIME] - count:
                 late.append(part.narrow(TIME, count, rest).clone())
@@ -63,12 +88,12 @@ class Carry:
             self._skips[owner] = late
         return out
 
-    def drop_first(self, owner: nn.Module, x: Tensor) -> Tensor:
-        """``x`` without the first frame of the clip."""
+    def begins(self, owner: nn.Module, x: Tensor) -> bool:
+        """Whether ``x`` holds the first frame of the clip that ``owner`` sees."""
         if owner in self._begun or not x.shape[TIME]:
-            return x
+            return False
         self._begun.add(owner)
-        return x.narrow(TIME, 1, x.shape[TIME] - 1)
+        return True
 
 
 class SpaceTimeConv(nn.Module):
@@ -93,46 +118,42 @@ class SpaceTimeConv(nn.Module):
         edge = KERNEL // 2 - self.margin
         self.conv = nn.Conv3d(in_channels, out_channels, KERNEL, padding=(0, edge, edge))
 
-    def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        """(B, C, f, H, W) to (B, C', f', H, W); f' is f in the middle of a clip, and may be 0 where it begins."""
-        if x.shape[2]:
-            window = self._window(x, carry)
-            if window.shape[2] >= KERNEL:
-                out: Tensor = self.conv(window)
-                return out
-        return x.new_empty(x.shape[0], self.conv.out_channels, 0, *x.shape[3:])
+    def forward(self, x: Tensor, carry: Carry, x_bias: Tensor | None = None, biased: bool = True) -> Tensor:
+        """(B, C, f, H, W) to (B, C', f', H, W); f' is f in the middle of a clip, and may be 0 where it begins.
 
-    def _window(self, x: Tensor, carry: Carry) -> Tensor:
-        """The frames that the kernel slides over, activated and padded, written once into one tensor."""
+        Args:
+            x: the next frames; overwritten where ``x_bias`` is given.
+            carry: of this clip.
+            x_bias: (C,), still to be added to ``x``.
+            biased: False leaves this convolution's bias to whoever takes the result.
+        """
+        conv = self.conv
+        if x.shape[TIME]:
+            frames = self._window(x, x_bias, carry)
+            if frames.shape[TIME] >= KERNEL:
+                out = F.conv3d(frames, carry.weights.of(conv), None, padding=conv.padding)
+                return out.add_(self.bias.view(-1, 1, 1, 1)) if biased else out
+        return x.new_empty(x.shape[0], conv.out_channels, 0, *x.shape[3:])
+
+    @property
+    def bias(self) -> Tensor:
+        """(C',)"""
+        assert self.conv.bias is not None
+        return self.conv.bias
+
+    def _window(self, x: Tensor, bias: Tensor | None, carry: Carry) -> Tensor:
+        """The frames that the kernel slides over, activated and padded."""
         kept = carry.take_frames(self)
-        before = self.before if kept is None else kept.shape[2]
-        after = self.after if carry.last else 0
-        batch, channels, frames, height, width = x.shape
-        m = self.margin
-        window = x.new_empty(batch, channels, before + frames + after, height + 2 * m, width + 2 * m)
-        fresh = window[:, :, before : before + frames]
-        inner = fresh[..., m : m + height, m : m + width]
-        if self.activated:
-            torch.mul(x, inverse_rms(x), out=inner)
-            # Of the whole window, though its edges hold nothing yet: a strided pass would take twice the time.
-            F.silu(window, inplace=True)
-        else:
-            inner.copy_(x)
-        if m:
-            fresh[..., 0, :], fresh[..., -1, :] = fresh[..., 2, :], fresh[..., -3, :]
-            fresh[..., 0], fresh[..., -1] = fresh[..., 2], fresh[..., -3]
-        window[:, :, :before] = fresh[:, :, :1] if kept is None else kept
-        window[:, :, before + frames :] = fresh[:, :, -1:]
-        carry.keep_frames(self, window[:, :, 1 - KERNEL :])
-        return window
-
-
-def inverse_rms(x: Tensor) -> Tensor:
-    """One over the root mean square of the channels, (B, C, F, H, W) to (B, 1, F, H, W); summed in float32."""
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-    # Back in the input's dtype, as the official code has it: a product of mixed dtypes costs 5% of the whole decoding.
-    inverse: Tensor = norm.square_().div_(x.shape[1]).add_(NORM_EPS).rsqrt_()
-    return inverse.to(x.dtype)
+        edges = Edges(
+            before=self.before if kept is None else kept.shape[TIME],
+            after=self.after if carry.last else 0,
+            margin=self.margin,
+        )
+        eps = NORM_EPS if self.activated else None
+        out, rest = window(x, bias, kept, edges, eps, keep=0 if carry.last else KERNEL - 1)
+        if rest is not None:
+            carry.keep_frames(self, rest)
+        return out
 
 
 class ResBlock(nn.Module):
@@ -144,7 +165,9 @@ class ResBlock(nn.Module):
         self.conv2 = SpaceTimeConv(channels, channels, padding, causal, activated=True)
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        return carry.add_skip(self, self.conv2(self.conv1(x, carry), carry), x)
+        hidden = self.conv1(x, carry, biased=False)
+        out = self.conv2(hidden, carry, x_bias=self.conv1.bias, biased=False)
+        return carry.add_skip(self, out, self.conv2.bias, x)
 
 
 class ResBlocks(nn.Module):
@@ -193,13 +216,13 @@ class Upsample(nn.Module):
         self.conv = SpaceTimeConv(stage.in_channels, stage.out_channels * stage.cells, padding, causal)
 
     def forward(self, x: Tensor, carry: Carry) -> Tensor:
-        out: Tensor = self.conv(x, carry)
+        out: Tensor = self.conv(x, carry, biased=False)
+        bias: Tensor | None = self.conv.bias
         if self.stage.residual:
             # The unfolded input repeats along the channels as a whole, so it can be added before unfolding.
-            repeats = out.shape[1] // x.shape[1]
-            carry.add_skip(self, out.view(x.shape[0], repeats, x.shape[1], *out.shape[2:]), x.unsqueeze(1))
-        out = depth_to_space(out, self.stage.stride)
-        return carry.drop_first(self, out) if self.stage.stride[0] == 2 else out
+            out, bias = carry.add_skip(self, out, bias, x), None
+        doubles_time = self.stage.stride[0] == 2
+        return unfold(out, bias, self.stage.stride, dropped=int(doubles_time and carry.begins(self, out)))
 
 
 def down_block(stage: Stage, padding: str) -> nn.Module:

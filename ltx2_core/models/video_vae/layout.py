@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from ...kernels.availability import fused
 
 Stride = tuple[int, int, int]  # time, height, width
 
@@ -37,3 +40,42 @@ def unpatchify(x: Tensor, patch: int) -> Tensor:
     b, c, f, h, w = x.shape
     cells = x.reshape(b, c // patch**2, patch, patch, f, h, w)
     return cells.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+
+
+def unfold(x: Tensor, bias: Tensor | None, stride: Stride, dropped: int) -> Tensor:
+    """:func:`depth_to_space` of ``x`` plus a bias (C * pt * ph * pw,), without the first ``dropped`` frames.
+
+    ``x`` is overwritten where a bias is given.
+    """
+    if fused(x):
+        from ...kernels import frames_triton
+
+        return frames_triton.unfold(x, bias, stride, dropped)
+    if bias is not None:
+        x.add_(bias.view(-1, 1, 1, 1))
+    return depth_to_space(x, stride)[:, :, dropped:]
+
+
+def to_pixels(x: Tensor, bias: Tensor, patch: int) -> Tensor:
+    """:func:`unpatchify` of ``x`` plus a bias (C * patch^2,); ``x`` is overwritten."""
+    return unpatchify(x.add_(bias.view(-1, 1, 1, 1)), patch)
+
+
+def to_bytes(x: Tensor, bias: Tensor, patch: int) -> Tensor:
+    """The pixels of the first batch item, nominally in [-1, 1], as bytes; ``x`` is overwritten.
+
+    Args:
+        x: (B, 3 * patch^2, F, H, W).
+        bias: (3 * patch^2,), still to be added to ``x``.
+        patch: pixels per side of a patch.
+
+    Returns:
+        (F, H * patch, W * patch, 3) uint8, contiguous, on the device of ``x``. Truncated, not rounded, and clipped, as
+        in the official code (fact sheet 7.1).
+    """
+    if fused(x):
+        from ...kernels import frames_triton
+
+        return frames_triton.to_bytes(x, bias, patch)
+    unit = to_pixels(x[:1], bias, patch)[0].float().add(1.0).mul_(0.5).clamp_(0.0, 1.0)
+    return unit.mul_(255.0).to(torch.uint8).permute(1, 2, 3, 0).contiguous()  # CFHW -> FHWC

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.availability import fused
+
 TAPS = 12
 CUTOFF = 0.25  # half the band at twice the rate
 HALF_WIDTH = 0.3  # of the transition band, as a share of the sampling rate
@@ -104,5 +106,10 @@ class AntiAliasedSnake(nn.Module):
         self.downsample = Downsample()
 
     def forward(self, x: Tensor) -> Tensor:
+        if fused(x):
+            from ...kernels.snake_triton import anti_aliased_snake
+
+            act, up, down = self.act, self.upsample.filter, self.downsample.lowpass.filter
+            return anti_aliased_snake(x, act.alpha, act.beta, SNAKE_EPS, up, down)
         out: Tensor = self.downsample(self.act(self.upsample(x)))
         return out
