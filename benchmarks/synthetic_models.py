@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ltx2_core.kernels.quantise import FP8, Quantised, quantise_rows
 from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
 from ..ltx2_core.loading.synthetic import (
     Variant,
@@ -42,6 +43,7 @@ LORA_STD = 0.01
 # Weights are slices of one pool of normal numbers, each from another place: making 38 GB of new ones takes 20 s
 POOL = 2**26
 PRECISIONS = ("bf16", "fp8")
+_SCALE = ".weight_scale"
 GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
 GEMMA_BYTES = 23_532_000_000
 _GEMMA_12B: Mapping[str, Any] = {
@@ -95,6 +97,7 @@ class SyntheticModels:
         self.metadata: Mapping[str, Any] = config
         self._maker = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._pools: dict[torch.device, Tensor] = {}
+        self._shapes: dict[str, tuple[int, int]] = {}
         self.transformer = TransformerConfig.from_metadata(config)
         self.text = TextConfig.from_metadata(config)
         self.video_vae = VideoVAEConfig.from_metadata(config)
@@ -133,7 +136,22 @@ class SyntheticModels:
     def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
         """Random weights, for memory on the GPU or on the host: the same in both."""
         for name, tensor in tensors.items():
-            self._fill(name, tensor)
+            if name.endswith(_SCALE):
+                # Weights may come in groups: the scales are made from their weight's numbers, wherever that is
+                tensor.copy_(self._quantised(name.removesuffix("_scale"), tensor.device).scales.view_as(tensor))
+            elif tensor.dtype is FP8:
+                tensor.copy_(self._quantised(name, tensor.device).values)
+            else:
+                self._fill(name, tensor)
+
+    def _quantised(self, name: str, device: torch.device) -> Quantised:
+        """A linear layer's weight in fp8, with a scale for each output."""
+        if not self._shapes:
+            layers = linear_layers(self.skeleton(Component.TRANSFORMER))
+            self._shapes.update({f"{path}.weight": shape for path, shape in layers.items()})
+        weight = torch.empty(self._shapes[name], dtype=self.dtype, device=device)
+        self._fill(name, weight)
+        return quantise_rows(weight)
 
     def _fill(self, name: str, tensor: Tensor) -> None:
         pool = self._pool(tensor.device)

@@ -80,6 +80,20 @@ def test_synthetic_weights_are_the_same_whenever_they_are_made() -> None:
     assert abs(float(alone[name].float().std()) * shape[-1] ** 0.5 - 0.8) < 0.01
 
 
+def test_fp8_weights_are_those_of_bfloat16_quantised() -> None:
+    """Weights and scales may be asked for apart, as they are where groups of tensors are loaded."""
+    models = SyntheticModels("2.3", tiny=True)
+    name = "transformer_blocks.0.attn1.to_q.weight"
+    plain = torch.empty_like(models.skeleton(Component.TRANSFORMER).get_parameter(name), device="cpu")
+    weight, scale = torch.empty_like(plain, dtype=torch.float8_e4m3fn), torch.empty(len(plain))
+    models.fill(Component.TRANSFORMER, {name: plain})
+    models.fill(Component.TRANSFORMER, {f"{name}_scale": scale})
+    models.fill(Component.TRANSFORMER, {name: weight})
+    # Three bits of mantissa: half of a sixteenth, relative to each number
+    torch.testing.assert_close(weight.float() * scale[:, None], plain.float(), rtol=1 / 16, atol=1e-3)
+    assert torch.equal(weight.float().abs().amax(1), torch.full((len(plain),), 448.0))
+
+
 def test_the_file_that_is_loaded_is_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     shapes = {"a.weight": (300, 7), "b": (5,)}
