@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.types import Component, PromptContext, VideoSize
 from . import ceilings
-from .dit import counted, described
+from .dit import USUAL, counted, described
 from .measure import (
     JSON,
     Action,
@@ -111,7 +111,8 @@ class PeersBenchmark:
         ours = self.models.filled_transformer(device)
         peers = self._peers(ours.state_dict())
         for shape in self.shapes:
-            if not deadline.allows():
+            expected = USUAL * rates.floor_ms(counted(self.models, shape), "bf16")
+            if not deadline.allows(3 * (2 + len(peers)) * expected):  # until the first round is over
                 figures["left_out"].append(shape.name)
                 continue
             row = self._row(shape, ours, peers, device, timer, deadline)
