@@ -165,7 +165,7 @@ def _linear(x: Tensor, weight: Tensor) -> Callable[[], Tensor]:
 
 def _scaled_mm(a: Tensor, b: Tensor) -> Callable[[], Tensor]:
     """a @ b in fp8 with a scale for each row of ``a`` and each column of ``b``; quantising is not part of the call."""
-    left, right = quantise_rows(a), quantise_rows(b.t())
+    left, right = quantise_rows(a), quantise_rows(b.t().contiguous())
     return lambda: torch._scaled_mm(
         left.values,
         right.values.t(),
