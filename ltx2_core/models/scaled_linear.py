@@ -50,7 +50,7 @@ class ScaledLinear(nn.Linear):
         fits = self.in_features % MULTIPLE == 0 and self.out_features % MULTIPLE == 0
         return fits and not self.full_precision and has_fp8_matmul(self.weight.device)
 
-    def forward(self, x: Tensor | Quantised) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor | Quantised) -> Tensor:
         """(..., in) -> (..., out) in the bias's dtype where the product is in fp8, else in that of ``x``."""
         if not self.takes_quantised:
             if isinstance(x, Quantised):
