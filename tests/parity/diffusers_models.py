@@ -212,11 +212,13 @@ def transformer_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     """What :func:`transformer` takes, from ``config["transformer"]`` of an official file."""
     same = (
         "in_channels out_channels num_attention_heads attention_head_dim cross_attention_dim num_layers "
-        "audio_in_channels audio_out_channels audio_num_attention_heads audio_attention_head_dim "
+        "audio_out_channels audio_num_attention_heads audio_attention_head_dim "
         "audio_cross_attention_dim caption_channels rope_type timestep_scale_multiplier"
     )
     return {
         **{name: config[name] for name in same.split()},
+        # The official files leave it out
+        "audio_in_channels": config.get("audio_in_channels", config["audio_out_channels"]),
         "rope_double_precision": config["frequencies_precision"] == "float64",
         "cross_attn_timestep_scale_multiplier": config["av_ca_timestep_scale_multiplier"],
     }
