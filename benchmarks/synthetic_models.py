@@ -25,6 +25,7 @@ from ..ltx2_core.loading.synthetic import (
     tiny_upsampler_config,
 )
 from ..ltx2_core.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
+from ..ltx2_core.models.scaled_linear import scale_layers
 from ..ltx2_core.models.text.config import TextConfig
 from ..ltx2_core.models.text.connector import TextConnector
 from ..ltx2_core.models.transformer.config import TransformerConfig
@@ -44,6 +45,8 @@ LORA_STD = 0.01
 POOL = 2**26
 PRECISIONS = ("bf16", "fp8")
 _SCALE = ".weight_scale"
+# Of both sizes. The gates have 32 outputs, all other layers of a block 2,048 or more; the tiny models' 64
+FP8_LEAST = 64
 GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
 GEMMA_BYTES = 23_532_000_000
 _GEMMA_12B: Mapping[str, Any] = {
@@ -131,7 +134,10 @@ class SyntheticModels:
         """A component on the meta device, without LoRAs."""
         dtype = torch.float32 if component is Component.VOCODER else self.dtype
         with torch.device("meta"):
-            return self._empty(component).to(dtype).eval().requires_grad_(False)
+            module = self._empty(component).to(dtype).eval().requires_grad_(False)
+        if component is Component.TRANSFORMER and self.precision == "fp8":
+            scale_layers(module, fp8_layers(module))
+        return module
 
     def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
         """Random weights, for memory on the GPU or on the host: the same in both."""
@@ -219,6 +225,17 @@ class SyntheticModels:
         if component is Component.UPSAMPLER:
             return LatentUpsampler(_upsampler_config(self.generation, self.tiny))
         raise ValueError(f"no benchmark needs {component.value}")
+
+
+def fp8_layers(transformer: nn.Module) -> list[str]:
+    """The linear layers whose weights are in fp8: the large ones of all blocks but the first and the last."""
+    blocks = list(transformer.get_submodule("transformer_blocks").named_children())
+    return [
+        f"transformer_blocks.{number}.{path}"
+        for number, block in blocks[1:-1]
+        for path, shape in linear_layers(block).items()
+        if min(shape) >= FP8_LEAST
+    ]
 
 
 def _upsampler_config(generation: Variant, tiny: bool) -> UpsamplerConfig:

@@ -12,6 +12,7 @@ from ltx2_two_stage.benchmarks import load
 from ltx2_two_stage.benchmarks.synthetic_models import SyntheticModels
 from ltx2_two_stage.cli import main
 from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear
 from ltx2_two_stage.ltx2_core.types import Component
 
 
@@ -92,6 +93,16 @@ def test_fp8_weights_are_those_of_bfloat16_quantised() -> None:
     # Three bits of mantissa: half of a sixteenth, relative to each number
     torch.testing.assert_close(weight.float() * scale[:, None], plain.float(), rtol=1 / 16, atol=1e-3)
     assert torch.equal(weight.float().abs().amax(1), torch.full((len(plain),), 448.0))
+
+
+def test_layers_in_fp8() -> None:
+    """28 of a block's 34 layers, all but the gates, in 46 of 48 blocks."""
+    models = SyntheticModels("2.3", precision="fp8")
+    transformer = models.skeleton(Component.TRANSFORMER)
+    scaled = [path for path, layer in transformer.named_modules() if isinstance(layer, ScaledLinear)]
+    assert len(scaled) == 28 * 46
+    assert not any("gate" in path or path.split(".")[1] in ("0", "47") for path in scaled)
+    assert 19e9 < models.component_bytes(Component.TRANSFORMER) < 23e9
 
 
 def test_the_file_that_is_loaded_is_a_checkpoint(tmp_path: Path) -> None:
