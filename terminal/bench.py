@@ -29,8 +29,8 @@ _PARTS = "text,upsample,video,audio"
 _DECODED = "768x512,1920x1088"
 _CONTESTANTS = "ours,ours eager,diffusers,diffusers compiled,ltx-core,ltx-core compiled,ltx-core captured"
 DESCRIPTION = (
-    "Measures on a GPU, with full-size models of random weights: nothing is downloaded. About 60 GB of VRAM; whole runs "
-    "take what their device mode takes, 115 GB in resident."
+    "Measures on a GPU, with full-size models of random weights: nothing is downloaded. About 60 GB of VRAM; whole "
+    "runs take what their device mode takes, 115 GB in resident."
 )
 
 
