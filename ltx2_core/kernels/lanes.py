@@ -16,6 +16,10 @@ from torch import Tensor
 
 from .availability import fused
 
+# Tokens times batch items of the video stream up to which two lanes pay. One H200, as CUDA graphs: 1,536 rows 85.5 ms
+# instead of 88.9; 6,144 rows 0.2 to 1.3% slower, since large products take the whole GPU and wait for what is on it
+MOST_ROWS = 4096
+
 
 class Lanes:
     """One lane: everything runs in order, on the current stream."""
@@ -64,9 +68,10 @@ class TwoLanes(Lanes):
         self._shared = ()
 
 
-def lanes_for(tokens: Tensor, both: bool) -> Lanes:
-    """Two lanes where the tokens are on an NVIDIA or AMD GPU and ``both`` streams are computed."""
-    return TwoLanes(tokens.device) if both and tokens.is_cuda and fused(tokens) else Lanes()
+def lanes_for(video: Tensor, items: int) -> Lanes:
+    """Two lanes where ``items`` evaluations of these tokens (B, T, D) leave an NVIDIA or AMD GPU room for more."""
+    rows = video.shape[1] * max(video.shape[0], items)
+    return TwoLanes(video.device) if video.is_cuda and rows <= MOST_ROWS and fused(video) else Lanes()
 
 
 @lru_cache(maxsize=16)

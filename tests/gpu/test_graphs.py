@@ -51,7 +51,7 @@ def test_replays_equal_plain_calls(stage: TinyStage, separate: bool, image: bool
 def test_two_lanes_equal_one(stage: TinyStage, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.inference_mode():
         two = results(stage, False)
-        monkeypatch.setattr(transformer_model, "lanes_for", lambda tokens, both: lanes.Lanes())
+        monkeypatch.setattr(transformer_model, "lanes_for", lambda tokens, items: lanes.Lanes())
         one = results(stage, False)
     for first, second in zip(one, two, strict=True):
         assert torch.equal(first, second)

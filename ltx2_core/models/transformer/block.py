@@ -40,13 +40,22 @@ class Stream:
     # 4 rows: scale and shift of A2V, then of V2A; None, like the gate, when the other stream is left out
     cross_modulation: Modulation | None = None
     cross_gate: Modulation | None = None  # 1 row
+    # What the block before adds to ``x``, which the next norm does, and what scales it
+    update: Tensor | None = None
+    gate: Row | None = None
 
     def begun(self, batch: StreamBatch) -> Stream:
         """The stream with the items that begin at a block, each as a copy of another. One that is not enabled stays
         as it is for all of them."""
         if batch.copies is None or (not self.enabled and self.x.shape[0] == 1):
             return self
-        return replace(self, x=take(self.x, batch.copies))
+        update = None if self.update is None else take(self.update, batch.copies)
+        return replace(self, x=take(self.x, batch.copies), update=update)
+
+    @property
+    def step(self) -> Step:
+        """The tokens as a block begins with them."""
+        return Step(self.x, self.update, self.gate)
 
     def across(self, table: Tensor, start: int) -> Affine:
         """How one direction of the exchange reads the normed tokens, with a block's table (5, D).
@@ -181,16 +190,16 @@ class TransformerBlock(nn.Module):
         if video is not None and audio is not None and v is not None and a is not None:
             v, a = self._exchange(video, audio, v, a, [run for run in batch.exchange if not run.skipped], lanes)
         if video is not None and v is not None and run_video:
-            video = replace(video, x=self._feed_forward(video, v, self.video_layers))
+            video = self._feed_forward(video, v, self.video_layers)
         with lanes.audio():
             if audio is not None and a is not None and run_audio:
-                audio = replace(audio, x=self._feed_forward(audio, a, self.audio_layers))
+                audio = self._feed_forward(audio, a, self.audio_layers)
         return video, audio
 
     def _attend(self, stream: Stream, layers: StreamLayers, batch: StreamBatch) -> Step:
         """Self attention, then attention to the text."""
         own, text, levels = layers.self_attention, layers.text_attention, stream.modulation
-        step, (query,) = Step(stream.x).normed([levels.affine(layers.table, 1, 0)], self.eps, [own.self_needs])
+        step, (query,) = stream.step.normed([levels.affine(layers.table, 1, 0)], self.eps, [own.self_needs])
         update = own(query, rope=stream.rope.self_attention, values_only=batch.values_only)
         step = Step(step.x, update, levels.row(layers.table, 2))
         if layers.prompt_table is None or stream.prompt_modulation is None:
@@ -240,11 +249,10 @@ class TransformerBlock(nn.Module):
             a = _updated(a, a_updates, audio, a_table)
         return v, a
 
-    def _feed_forward(self, stream: Stream, step: Step, layers: StreamLayers) -> Tensor:
+    def _feed_forward(self, stream: Stream, step: Step, layers: StreamLayers) -> Stream:
         feed, levels = layers.feed_forward, stream.modulation
         step, (y,) = step.normed([levels.affine(layers.table, 4, 3)], self.eps, [feed.needs])
-        step, _ = Step(step.x, feed(y), levels.row(layers.table, 5)).normed([], self.eps, [])
-        return step.x
+        return replace(stream, x=step.x, update=feed(y), gate=levels.row(layers.table, 5))
 
 
 def _updated(step: Step, updates: Sequence[tuple[slice, Tensor]], stream: Stream, table: Tensor) -> Step:

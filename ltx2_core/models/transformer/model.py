@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...kernels.lanes import lanes_for
+from ...kernels.lanes import Lanes, lanes_for
 from ...protocols import Attention
 from ...types import BatchItem, CrossTimestepRule, Perturbation, StreamInput, StreamRope
 from .adaln import AdaLayerNormSingle, Modulation, modulate
@@ -142,7 +142,7 @@ class LTXTransformer(nn.Module):
         batch = self._items(video, audio, items)
         v = None if video is None else self._prepare(video, audio, self.video_layers, cross_rule)
         a = None if audio is None else self._prepare(audio, video, self.audio_layers, cross_rule)
-        lanes = lanes_for(self.scale_shift_table, both=v is not None and a is not None and v.enabled and a.enabled)
+        lanes = lanes_for(v.x, len(batch)) if v and a and v.enabled and a.enabled else Lanes()
         for block, work in zip(self.transformer_blocks, block_batches(batch, self.config.num_layers), strict=True):
             v, a = block(v, a, work, lanes)
         lanes.end()
@@ -185,7 +185,8 @@ class LTXTransformer(nn.Module):
     def _velocity(self, stream: Stream, table: Tensor, projection: nn.Linear) -> Tensor:
         """The output head, with the one norm that subtracts the mean."""
         shift, scale = stream.head_modulation.rows(table)
-        normed = F.layer_norm(stream.x, stream.x.shape[-1:], eps=self.config.norm_eps)
+        last, _ = stream.step.normed([], self.config.norm_eps, [])
+        normed = F.layer_norm(last.x, last.x.shape[-1:], eps=self.config.norm_eps)
         return projection(modulate(normed, shift, scale))  # type: ignore[no-any-return]
 
     def _items(
