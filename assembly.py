@@ -70,20 +70,7 @@ def open_manager(
     mode, origin = _requested(setting)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    if device.type != "cuda":
-        chosen = mode or Mode.ORIGINAL
-        reason = origin if mode else "auto: without a GPU one copy of the weights serves both stages"
-        decision = Decision(chosen, reason, "stay", 0, 0)
-        budget = PinnedBudget(0)
-    else:
-        room = pinning_host.pinning_room() if pinning_host is not None else None
-        facts = _facts(models, device, size or LARGEST_SIZE, room)
-        try:
-            decision = choose(facts, mode)
-        except DoesNotFit as error:
-            fix = "Choose a smaller clip, or another device mode to try it all the same."
-            raise SettingError("device-mode", setting or "auto", str(error).rstrip("."), fix) from error
-        budget = PinnedBudget(facts.pinned_budget, pinning_host)
+    decision, budget = _decide(models, device, mode, origin, setting, size, pinning_host)
     return DeviceManager(
         device,
         decision.mode,
@@ -93,6 +80,50 @@ def open_manager(
         budget,
         planned_bytes=decision.planned_peak_bytes,
     )
+
+
+def change_device_mode(
+    manager: DeviceManager,
+    models: LoadableModels,
+    setting: str,
+    origin: str,
+    pinning_host: PinningHost | None = None,
+) -> None:
+    """Plans the manager anew, with all that it holds of the device given back. Weights come back with their next use.
+
+    Args:
+        setting: as for :func:`open_manager`.
+        origin: who asked for it, for the report.
+
+    Raises:
+        SettingError: the mode is unknown, or nothing fits; the manager goes on as it was.
+    """
+    mode, said = _requested(setting)
+    manager.release()
+    decision, _ = _decide(models, manager.device, mode, said if mode is None else origin, setting, None, pinning_host)
+    manager.replan(decision.mode, decision.reason, _components(models, decision), decision.planned_peak_bytes)
+
+
+def _decide(
+    models: LoadableModels,
+    device: torch.device,
+    mode: Mode | None,
+    origin: str,
+    setting: str | None,
+    size: VideoSize | None = None,
+    pinning_host: PinningHost | None = None,
+) -> tuple[Decision, PinnedBudget]:
+    if device.type != "cuda":
+        reason = origin if mode else "auto: without a GPU one copy of the weights serves both stages"
+        return Decision(mode or Mode.ORIGINAL, reason, "stay", 0, 0), PinnedBudget(0)
+    room = pinning_host.pinning_room() if pinning_host is not None else None
+    facts = _facts(models, device, size or LARGEST_SIZE, room)
+    try:
+        decision = choose(facts, mode)
+    except DoesNotFit as error:
+        fix = "Choose a smaller clip, or another device mode to try it all the same."
+        raise SettingError("device-mode", setting or "auto", str(error).rstrip("."), fix) from error
+    return decision, PinnedBudget(facts.pinned_budget, pinning_host)
 
 
 def _requested(setting: str | None) -> tuple[Mode | None, str]:

@@ -43,6 +43,7 @@ class DeviceManager:
         before_use: called before a component may be loaded, while no component is in use. A host application makes
             room there.
         current_run: names what the host application is running now. Stages of one run are reported together.
+        on_change: called after memory was given back or another mode was taken, by whichever thread did that.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class DeviceManager:
         self._in_use = 0  # components that are handed out now
         self.planned_bytes = planned_bytes
         self.before_use: Callable[[], None] | None = None
+        self.on_change: Callable[[], None] = lambda: None
+        self._released: set[Hashable] = set()  # components that the last release took off the device
 
     @property
     def mode(self) -> str:
@@ -109,6 +112,11 @@ class DeviceManager:
                 self._in_use -= 1
 
     @property
+    def pinned_limit(self) -> int | None:
+        """Bytes of host memory that may be page-locked; None without a limit."""
+        return self._budget.limit
+
+    @property
     def device_bytes(self) -> int:
         """What all components hold of the device now."""
         return sum(self.status()["device"].values())
@@ -125,13 +133,40 @@ class DeviceManager:
     def release(self) -> int:
         """Gives the device's memory back; returns the bytes. Host copies stay, and the next use restores from them."""
         with self._lock:
+            held = {name for name, placed in self._placed.items() if placed.placement == "stay" and placed.device_bytes}
+            if self._switched.device_bytes:
+                held.add(self._name)
+            if held:
+                self._released = held
             freed = self._switched.release()
             for placed in self._placed.values():
                 freed += placed.device_bytes
                 placed.drop() if placed.placement == "stay" else placed.release()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+        self.on_change()
         return freed
+
+    @property
+    def restorable(self) -> bool:
+        """Whether a release took something off the device, and nothing has come back since."""
+        return bool(self._released) and not self.device_bytes
+
+    def restore(self) -> int:
+        """Brings back what the last release took off the device; returns the bytes that the device holds more then.
+
+        The merged weights and the adapters come with their next use.
+        """
+        with self._using():
+            before, released = self.device_bytes, self._released
+            self._released = set()
+            if self._name in released:
+                self._switched.restore()
+            for name in released - {self._name}:
+                self._placed[name].load()
+            restored = self.device_bytes - before
+        self.on_change()
+        return restored
 
     def drop(self) -> None:
         """Forgets every weight, host copies too."""
@@ -141,19 +176,36 @@ class DeviceManager:
                 placed.drop()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+        self.on_change()
+
+    def replan(self, mode: Mode, reason: str, components: Mapping[Hashable, ComponentSpec], planned_bytes: int) -> None:
+        """Takes another plan for the same components; weights that it keeps elsewhere are loaded again."""
+        with self._lock:
+            self._take(mode)
+            for name, spec in components.items():
+                if spec.placement != self._placed[name].spec.placement:
+                    self._placed[name].drop()
+                    self._placed[name] = Placed(spec, self._streams, self._budget, self._moved)
+            self.mode_reason, self.planned_bytes = reason, planned_bytes
+        self.on_change()
 
     def change_mode(self, mode: Mode, reason: str) -> None:
         """Takes another mode; weights that it keeps elsewhere are loaded again at the next use."""
         with self._lock:
             if mode is not self._mode:
-                self._switched.drop()
-                self._switched = Switched(self._switched.spec, mode, self._streams, self._budget, self._moved)
-                self._mode = mode
+                self._take(mode)
                 if mode in SMALL_MODES:
                     self._let_components_visit()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             self.mode_reason = reason
+        self.on_change()
+
+    def _take(self, mode: Mode) -> None:
+        if mode is not self._mode:
+            self._switched.drop()
+            self._switched = Switched(self._switched.spec, mode, self._streams, self._budget, self._moved)
+            self._mode = mode
 
     def _let_components_visit(self) -> None:
         """As these modes plan: nothing but the switched module stays on the device."""

@@ -421,6 +421,11 @@ class Switched:
                 self._base, self._dirty = None, False
         return freed
 
+    def restore(self) -> None:
+        """Brings the base weights to the device, as the next use would."""
+        with plain_tensors():
+            self._ensure_base()
+
     def drop(self) -> None:
         """Forgets everything, the host copy too."""
         self.release()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -125,6 +125,20 @@ class Progress(Protocol):
         ...
 
     def finish(self, stage: str) -> None: ...
+
+
+@runtime_checkable
+class Watching(Protocol):
+    """What a :class:`Progress` has beside its own methods where somebody may look at the video while it is made."""
+
+    def preview(self, stage: str, done: int, latent: Callable[[], Tensor]) -> None:
+        """Called after every denoising step.
+
+        Args:
+            latent: gives the clean estimate of the video latent after this step, (1, C, F, H, W) on the compute
+                device. Without a call nothing is computed; reading its numbers waits for the device.
+        """
+        ...
 
 
 class Attention(Protocol):

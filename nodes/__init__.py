@@ -9,6 +9,7 @@ from .image import ImageCondition
 from .loader import Loader
 from .lora import LoRA
 from .model import Model
+from .panel import PANEL
 from .recipe import Recipe
 from .report import Report
 from .stages import Decode, Denoise, LoRASwitch, Refine, Upsample
@@ -33,6 +34,9 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 class TwoStageExtension(ComfyExtension):
     """What ComfyUI asks for the nodes of this pack."""
+
+    async def on_load(self) -> None:
+        PANEL.serve()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

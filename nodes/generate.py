@@ -16,7 +16,8 @@ from ..ltx2_core.stages.validate import check_prompt
 from ..ltx2_core.types import ImageCondition
 from .conversions import ImageSink, to_audio, to_latent, to_video
 from .handle import PipelineHandle
-from .host import NodeProgress
+from .panel import Watched
+from .progress import stages_of
 from .request import clip_request, problem_when_queued
 from .sockets import CATEGORY, audio_input, clip_inputs, images_input, pipeline_input, prompt_inputs, recipe_input
 
@@ -89,7 +90,8 @@ class Generate(io.ComfyNode):
             pipeline, prompt, negative_prompt, choice, width, height, frames, fps, seed, images, audio
         )
         sink = ImageSink()
-        result = pipeline.pipeline.run(request, NodeProgress(), sink)
+        with Watched(pipeline, stages_of(request.recipe.stages)) as progress:
+            result = pipeline.pipeline.run(request, progress, sink)
         pixels, sound = sink.images(), to_audio(result.audio)
         report = dataclasses.asdict(result.report)
         table = stage_table(report["stages"], result.report.mode, result.report.mode_reason)

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from ..assembly import open_manager
+from ..assembly import change_device_mode, open_manager
 from ..device_manager.manager import DeviceManager
+from ..device_manager.modes import AUTO
+from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipe_choice import RecipeChoice
@@ -81,6 +83,52 @@ def file_stamps(path: Path | None) -> tuple[tuple[str, int, int], ...]:
     return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
+class ModeChange:
+    """A device mode that was asked for while the models are open. The next run takes it, never one in progress.
+
+    ComfyUI does not run the loader again for it: the models stay open, and their manager is planned anew in that run.
+
+    Attributes:
+        setting: the mode in force as it was asked for, "auto" or one mode's name.
+        wanted: what the next run takes in its place.
+    """
+
+    ORIGIN = "set in the device panel"
+
+    def __init__(self, manager: DeviceManager, models: ModelSet, setting: str, memory: HostMemory | None) -> None:
+        self.setting = setting
+        self.wanted: str | None = None
+        self._manager, self._models, self._memory = manager, models, memory
+        self._not_in: Hashable = None
+
+    def ask(self, setting: str, run: Hashable) -> None:
+        """Takes the mode with the first run after ``run``, the one in progress; None where nothing runs."""
+        in_force = setting == self.setting and setting in (AUTO, self._manager.mode)  # it may have fallen back
+        self.wanted, self._not_in = (None if in_force else setting), run
+
+    def apply(self) -> None:
+        """Called before a component is used, while none is."""
+        wanted = self.wanted
+        if wanted is None or (self._not_in is not None and self._manager.current_run() == self._not_in):
+            return
+        self.wanted = None
+        try:
+            change_device_mode(self._manager, self._models, wanted, self.ORIGIN, self._memory)
+        except LTX2Error as error:
+            log.warning("the device mode stays %s: %s", self._manager.mode, error)
+        else:
+            self.setting = wanted
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The models that are open, for the device panel."""
+
+    handle: PipelineHandle
+    manager: DeviceManager
+    mode: ModeChange
+
+
 class PipelineRegistry:
     """The models of this process, one set at a time.
 
@@ -93,6 +141,13 @@ class PipelineRegistry:
         self._key: Hashable = None
         self._handle: PipelineHandle | None = None
         self._release: Callable[[], None] = _nothing
+        self._opened: Opened | None = None
+        self.on_change: Callable[[], None] = _nothing
+
+    @property
+    def opened(self) -> Opened | None:
+        """What is open now; may be asked from any thread."""
+        return self._opened
 
     def open(
         self,
@@ -102,29 +157,36 @@ class PipelineRegistry:
         mode: str,
         memory: HostMemory | None = None,
         current_run: Callable[[], Hashable] = _nothing,
+        precision: str = "auto",
     ) -> PipelineHandle:
         """The handle of these files; the same one as long as no file changed.
 
         Args:
             memory: the host's memory manager, which shares the device; None where it keeps no books of that device.
             current_run: names what the host is running now, for the report.
+            precision: of the transformer's linear layers, see :meth:`ModelSet.open`.
 
         Raises:
             SettingError: the mode is not available.
             CheckpointError: a file cannot be used; no weight was read.
         """
         stamps = tuple(file_stamps(Path(path)) for path in files.by_role().values())
-        key = (files, stamps, dtype, device, mode)
+        key = (files, stamps, dtype, device, mode, precision)
         with self._lock:
             if self._handle is None or key != self._key:
-                models = ModelSet.open(files, dtype)
+                models = ModelSet.open(files, dtype, precision)
                 # What is loaded goes first: the new plan is made from the memory that is free then
                 self.clear()
                 manager = _open_manager(models, device, mode, memory)
                 manager.current_run = current_run
+                change = ModeChange(manager, models, mode, memory)
+                manager.before_use = _one_by_one(change.apply, manager.before_use)
+                manager.on_change = lambda: self.on_change()
                 log.info("opened the models of %s (LTX-%s, %s)", files.checkpoint.name, models.generation, dtype)
                 self._key, self._release = key, manager.drop
                 self._handle = PipelineHandle(Pipeline(models, manager), context_widths(models))
+                self._opened = Opened(self._handle, manager, change)
+                self.on_change()
             return self._handle
 
     def clear(self) -> None:
@@ -132,8 +194,18 @@ class PipelineRegistry:
         self._release()
         if self._handle is not None:
             log.info("released the models of %s", self._handle.pipeline.models.file_names["checkpoint"])
-        self._key, self._handle, self._release = None, None, _nothing
+        self._key, self._handle, self._release, self._opened = None, None, _nothing, None
         gc.collect()
+        self.on_change()
+
+
+def _one_by_one(first: Callable[[], None], second: Callable[[], None] | None) -> Callable[[], None]:
+    def both() -> None:
+        first()
+        if second is not None:
+            second()
+
+    return both
 
 
 def _open_manager(models: ModelSet, device: torch.device, mode: str, memory: HostMemory | None) -> DeviceManager:

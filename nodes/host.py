@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management as management
 import comfy.model_patcher
@@ -14,7 +16,9 @@ import comfy.patcher_extension
 import comfy.supported_models
 import comfy.utils
 import folder_paths
+import latent_preview
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
 from comfy.nested_tensor import NestedTensor
 from comfy_execution.utils import get_executing_context
 from torch import Tensor, nn
@@ -116,24 +120,111 @@ def nested(streams: Sequence[Tensor]) -> Any:
     return NestedTensor(streams)
 
 
-class NodeProgress:
-    """The engine's progress on the bar of the node that is running; every report is a chance to interrupt."""
+class NodeSurface:
+    """The running node on the page that queued it (see :class:`.progress.Surface`)."""
 
     def __init__(self) -> None:
+        context = get_executing_context()
+        self._node = context.node_id if context is not None else None
         self._bar: Any = None
+        self._previewer: Any = None
 
-    def start(self, stage: str, total: int) -> None:
+    def check(self) -> None:
         management.throw_exception_if_processing_interrupted()
-        self._bar = comfy.utils.ProgressBar(total)
-        self._bar.update_absolute(0)
 
-    def step(self, stage: str, done: int) -> None:
-        management.throw_exception_if_processing_interrupted()
-        if self._bar is not None:
-            self._bar.update_absolute(done)
+    def bar(self, value: float, total: float, picture: Any = None) -> None:
+        if self._bar is None:
+            self._bar = comfy.utils.ProgressBar(total)
+        self._bar.update_absolute(value, total, picture)
 
-    def finish(self, stage: str) -> None:
-        self._bar = None
+    def write(self, text: str) -> None:
+        server = _server()
+        if server is not None and self._node is not None and hasattr(server, "send_progress_text"):
+            server.send_progress_text(text, self._node, server.client_id)
+
+    @property
+    def wants_pictures(self) -> bool:
+        # Read for every node: the host changes it with each run to what the user's settings say
+        return bool(args.preview_method != LatentPreviewMethod.NoPreviews)
+
+    def picture(self, latent: Tensor) -> Any:
+        """As the host shows it: its own colours, or its own small decoder where the user has chosen that."""
+        if self._previewer is None:
+            layout = comfy.latent_formats.LTXAV()
+            fits = layout.latent_channels == latent.shape[1]
+            self._previewer = latent_preview.get_previewer(latent.device, layout) if fits else None
+        if self._previewer is None:
+            return None
+        return self._previewer.decode_latent_to_preview_image("JPEG", latent.float())
+
+
+Answer = tuple[int, Mapping[str, Any]]
+"""Status and JSON of an answer."""
+
+
+def serve(
+    readers: Mapping[str, Callable[[], Awaitable[Answer]]],
+    actions: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]],
+) -> None:
+    """Adds routes to the host's server, by path: readers for GET, actions for POST with a JSON object."""
+    server = _server()
+    if server is None:
+        return
+    from aiohttp import web
+
+    def reading(read: Callable[[], Awaitable[Answer]]) -> Callable[[Any], Awaitable[Any]]:
+        async def handle(request: Any) -> Any:
+            status, body = await read()
+            return web.json_response(body, status=status)
+
+        return handle
+
+    def acting(act: Callable[[Mapping[str, Any]], Awaitable[Answer]]) -> Callable[[Any], Awaitable[Any]]:
+        async def handle(request: Any) -> Any:
+            try:
+                body = await request.json() if request.can_read_body else {}
+            except ValueError:
+                body = None
+            if not isinstance(body, dict):
+                return web.json_response({"error": "The body must be a JSON object."}, status=400)
+            status, answer = await act(body)
+            return web.json_response(answer, status=status)
+
+        return handle
+
+    for path, read in readers.items():
+        server.routes.get(path)(reading(read))
+    for path, act in actions.items():
+        server.routes.post(path)(acting(act))
+
+
+def announce(event: str, seconds: float, data: Callable[[], Mapping[str, Any]]) -> None:
+    """Sends an event to every open page, from any thread, after so many seconds; ``data`` is asked then."""
+    server = _server()
+    if server is not None:
+        loop = server.loop
+        loop.call_soon_threadsafe(loop.call_later, seconds, lambda: server.send_sync(event, data()))
+
+
+def running_graphs() -> list[tuple[Hashable, Mapping[str, Any]]]:
+    """Workflow runs in progress: the name that :func:`current_run` has for each, and its nodes as they were queued."""
+    server = _server()
+    if server is None:
+        return []
+    running, _ = server.prompt_queue.get_current_queue_volatile()
+    return [(item[1], item[2]) for item in running]
+
+
+def anything_queued() -> bool:
+    """Whether a workflow runs or waits."""
+    server = _server()
+    return server is not None and server.prompt_queue.get_tasks_remaining() > 0
+
+
+def _server() -> Any:
+    """The host's server; None where its modules are used without one. Importing it would start half of the host."""
+    module = sys.modules.get("server")
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
 def model_around(network: nn.Module, device: torch.device, around_sampling: Callable[..., Any]) -> Any:

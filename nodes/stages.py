@@ -10,6 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.protocols import Progress
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import AudioSource
 from ..ltx2_core.request import GenerationRequest
@@ -33,7 +34,7 @@ from .conversions import (
     with_video,
 )
 from .handle import PipelineHandle
-from .host import NodeProgress
+from .panel import Watched
 from .refine_request import FROM_LATENT, TWO_STAGE_PRESETS, check_upsampled, refine_request
 from .report import stages_text
 from .request import clip_request, problem_when_queued
@@ -120,7 +121,8 @@ class Denoise(io.ComfyNode):
             raise SettingError("negative", None, f"the {choice.preset} preset needs it", fix)
         context = to_context(positive, pipeline, "positive")
         against = to_context(negative, pipeline, "negative") if guided and negative is not None else None
-        pair = pipeline.pipeline.denoise(request, context, against, NodeProgress())
+        with Watched(pipeline) as progress:
+            pair = pipeline.pipeline.denoise(request, context, against, progress)
         return io.NodeOutput(pipeline, to_latent(pair, request))
 
 
@@ -187,7 +189,9 @@ class Upsample(io.ComfyNode):
             raise SettingError("upsampler", None, "none is loaded", fix)
         video, audio = to_streams(latent, pipeline)
         pair = LatentPair(video, video if audio is None else audio)  # the sound is not looked at
-        return io.NodeOutput(with_video(latent, pipeline.pipeline.upsample(pair, NodeProgress()).video))
+        with Watched(pipeline) as progress:
+            upsampled = pipeline.pipeline.upsample(pair, progress)
+        return io.NodeOutput(with_video(latent, upsampled.video))
 
 
 class Refine(io.ComfyNode):
@@ -238,6 +242,7 @@ class Refine(io.ComfyNode):
                     default=-1,
                     min=-1,
                     max=2**64 - 1,
+                    control_after_generate=False,  # the page would else draw a seed after every run
                     optional=True,
                     tooltip="Seed of the noise. -1 takes that of stage 1, and 0 for the latent of other nodes.",
                     extra_dict={"advanced": True},
@@ -269,7 +274,8 @@ class Refine(io.ComfyNode):
             check_audio(request.audio, request.audio_source)
         check_upsampled(pipeline, upsampled, request)
         context = to_context(positive, pipeline, "positive")
-        refined = pipeline.pipeline.refine(request, upsampled, context, NodeProgress())
+        with Watched(pipeline) as progress:
+            refined = pipeline.pipeline.refine(request, upsampled, context, progress)
         if request.effective_audio_source is AudioSource.STAGE_1:
             refined = LatentPair(refined.video, upsampled.audio)
         return io.NodeOutput(pipeline, to_latent(refined, request, latent))
@@ -315,18 +321,24 @@ class Decode(io.ComfyNode):
     def execute(cls, pipeline: PipelineHandle, latent: Latent, fps: float, vae: Any = None) -> io.NodeOutput:
         video, audio = to_streams(latent, pipeline)
         request = decode_request(latent, video, pipeline, fps)
-        if vae is None and audio is not None:
-            sink = ImageSink()
-            clip = pipeline.pipeline.decode(request, LatentPair(video, audio), sink, NodeProgress())
-            images = sink.images()
-        else:
-            images, clip = _decode_apart(pipeline, request, video, audio, vae)
+        with Watched(pipeline) as progress:
+            if vae is None and audio is not None:
+                sink = ImageSink()
+                clip = pipeline.pipeline.decode(request, LatentPair(video, audio), sink, progress)
+                images = sink.images()
+            else:
+                images, clip = _decode_apart(pipeline, request, video, audio, vae, progress)
         sound, table = to_audio(clip), stages_text(pipeline.pipeline.last_report())
         return io.NodeOutput(images, sound, to_video(images, sound, request.fps), ui=ui.PreviewText(table))
 
 
 def _decode_apart(
-    pipeline: PipelineHandle, request: GenerationRequest, video: Tensor, audio: Tensor | None, vae: Any
+    pipeline: PipelineHandle,
+    request: GenerationRequest,
+    video: Tensor,
+    audio: Tensor | None,
+    vae: Any,
+    progress: Progress,
 ) -> tuple[Tensor, AudioClip]:
     """Frames (F, H, W, 3) by the host's VAE or the pipeline's, and the sound, if there is any."""
     models, residency = pipeline.pipeline.models, pipeline.pipeline.residency
@@ -334,7 +346,7 @@ def _decode_apart(
         clip = silence(request, pipeline) if audio is None else decode_audio(models, residency, request, audio)
         if vae is not None:
             return vae.decode(video).flatten(0, 1), clip  # BFHWC -> FHWC
-        sink, progress = ImageSink(), NodeProgress()
+        sink = ImageSink()
         progress.start("decode", request.frames)
         decode_video(models, residency, video, sink, progress)
     return sink.images(), clip

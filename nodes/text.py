@@ -9,7 +9,7 @@ from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.stages.validate import check_prompt
 from .conversions import to_conditioning
 from .handle import PipelineHandle
-from .host import NodeProgress
+from .panel import Watched
 from .sockets import CATEGORY, pipeline_input, prompt_inputs
 
 
@@ -47,6 +47,7 @@ class TextEncode(io.ComfyNode):
         check_prompt(prompt)
         # Guided, so that the negative prompt is encoded too: which preset will run is not known here
         request = GenerationRequest(prompt, pipeline.recipe("two-stage"), negative_prompt)
-        positive, negative = pipeline.pipeline.encode_prompt(request, NodeProgress())
+        with Watched(pipeline) as progress:
+            positive, negative = pipeline.pipeline.encode_prompt(request, progress)
         assert negative is not None
         return io.NodeOutput(to_conditioning(positive, prompt), to_conditioning(negative, negative_prompt))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+from torch import Tensor
 
 from ..models.transformer.graphs import GraphedCalls
 from ..models.transformer.positions import audio_positions, video_positions
-from ..protocols import Models, Progress, Residency
+from ..protocols import Models, Progress, Residency, Watching
 from ..recipes import AudioSource
 from ..request import GenerationRequest
 from ..sampling.evaluate import GuidedModel
 from ..sampling.gradient_estimation import gradient_estimation_loop
-from ..sampling.loop import euler_loop
+from ..sampling.loop import Evaluate, euler_loop
 from ..sampling.noise import add_noise
 from ..sampling.res_2s import res_2s_loop
 from ..sampling.state import StreamState, audio_tokens, from_tokens, video_tokens
@@ -50,13 +54,17 @@ def denoise_stage(
         audio = add_noise(audio, generator, plan.noise_scale, revision)
         adapters = models.adapter_strengths(plan.phase, request.recipe.distilled_strength)
 
+        seen: _Seen | None = None
+
         def on_step(done: int) -> None:
             progress.step(stage, done)
+            if seen is not None:
+                seen.show(done)
             if done == plan.steps - 1:
                 _prefetch_following(models, residency, request, plan)
 
         with residency.use(Component.TRANSFORMER, plan.phase, adapters) as transformer:
-            model = GuidedModel(
+            model: Evaluate = GuidedModel(
                 GraphedCalls(transformer),
                 positive,
                 negative,
@@ -68,10 +76,30 @@ def denoise_stage(
                 revision.frozen_sigma_zero,
                 request.recipe.separate_passes,
             )
+            if isinstance(progress, Watching):
+                model = seen = _Seen(model, plan, partial(progress.preview, stage))
             loop = LOOPS[request.recipe.sampler]
             video, audio = loop(model, video, audio, plan.sigmas, on_step)
     progress.finish(stage)
     return LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
+
+
+class _Seen:
+    """A model whose last estimate of the video can be looked at between the steps."""
+
+    def __init__(self, model: Evaluate, plan: StagePlan, preview: Callable[[int, Callable[[], Tensor]], None]) -> None:
+        self._model, self._plan, self._preview = model, plan, preview
+        self._tokens: Tensor | None = None
+
+    def __call__(self, video: StreamState, audio: StreamState, sigma: float, step: int) -> tuple[Tensor, Tensor]:
+        x0_video, x0_audio = self._model(video, audio, sigma, step)
+        self._tokens = x0_video
+        return x0_video, x0_audio
+
+    def show(self, done: int) -> None:
+        tokens, self._tokens = self._tokens, None
+        if tokens is not None:
+            self._preview(done, lambda: from_tokens(tokens, self._plan.video))
 
 
 def _prefetch_following(models: Models, residency: Residency, request: GenerationRequest, plan: StagePlan) -> None:

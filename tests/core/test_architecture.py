@@ -34,7 +34,17 @@ ALLOWED: dict[str, set[str]] = {
 }
 CONTRACTS = {f"ltx2_core.{name}" for name in ("types", "protocols", "errors", "recipes", "recipe_choice", "request")}
 SEES_NO_CONTRACTS = {"device_manager", ""}
-HOST_MODULES = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "nodes", "server"}
+HOST_MODULES = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "nodes",
+    "server",
+}
 HOST_FILE_ONLY = HOST_MODULES - {"comfy_api"}
 TEST_ONLY = {"diffusers", "kornia", "xformers", "torchvision", "einops", "scipy"}
 DEVICE_MANAGER_NEEDS = {"torch"} | set(sys.stdlib_module_names)
