@@ -85,6 +85,7 @@ class GraphedCalls:
         except RuntimeError as error:  # out of memory, or an operation that a graph cannot hold
             logger.warning("the DiT runs without CUDA graphs: %s", error)
             self._refused = True
+            _finish_a_capture()
             return None
         return self._captured[key]
 
@@ -118,6 +119,17 @@ class GraphedCalls:
                 graph.capture_end()
         current.wait_stream(capturing)
         return _Captured(graph, tuple(inputs), outputs)
+
+
+def _finish_a_capture() -> None:
+    """A capture that fails leaves PyTorch's random generator waiting for its end; one that succeeds frees it."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        number = torch.zeros(1, device=stream.device)
+        graph.capture_begin(capture_error_mode="thread_local")
+        number.zero_()
+        graph.capture_end()
 
 
 def _with_own_inputs(stream: StreamInput) -> StreamInput:
