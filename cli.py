@@ -78,7 +78,7 @@ def generate(arguments: argparse.Namespace) -> None:
     targets = {"output": arguments.output, "report": arguments.report, "save-latents": arguments.save_latents}
     check_targets(targets, _read_files(arguments))
 
-    models = ModelSet.open(resolve(arguments), dtype)
+    models = ModelSet.open(resolve(arguments), dtype, arguments.precision)
     request = _request(arguments, models)
     validate(models, request)
     pipeline = Pipeline(models, open_manager(models, device, arguments.device_mode, request.size))
@@ -183,7 +183,7 @@ def make_tiny(arguments: argparse.Namespace) -> None:
     from .terminal.results import check_folder
 
     check_folder("directory", arguments.directory)
-    options = _tiny_options(arguments.directory, arguments.variant)
+    options = _tiny_options(arguments.directory, arguments.variant, arguments.fp8)
     sys.stdout.write(f"ltx2 generate {shlex.join(options)} --prompt TEXT --output clip.mp4\n")
 
 
@@ -200,11 +200,11 @@ def demo(arguments: argparse.Namespace) -> None:
     generate(build_parser().parse_args(["generate", *options]))
 
 
-def _tiny_options(folder: Path, variant: Variant) -> list[str]:
+def _tiny_options(folder: Path, variant: Variant, fp8: bool = False) -> list[str]:
     """Writes tiny files; returns the options of ``generate`` that name them."""
     from .ltx2_core.loading.synthetic import write_tiny
 
-    files = write_tiny(folder, variant)
+    files = write_tiny(folder, variant, fp8=fp8)
     named = {"checkpoint": files.checkpoint, "gemma": files.gemma, "upsampler": files.upsampler}
     named["distilled-lora"] = files.distilled_lora
     return [word for name, path in named.items() for word in (f"--{name}", str(path))]

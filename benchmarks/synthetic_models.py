@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..ltx2_core.kernels.quantise import FP8, Quantised, quantise_rows
 from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
+from ..ltx2_core.loading.precision import quantisable
 from ..ltx2_core.loading.synthetic import (
     Variant,
     fill_random_,
@@ -45,8 +46,6 @@ LORA_STD = 0.01
 POOL = 2**26
 PRECISIONS = ("bf16", "fp8")
 _SCALE = ".weight_scale"
-# Of both sizes. The gates have 32 outputs, all other layers of a block 2,048 or more; the tiny models' 64
-FP8_LEAST = 64
 GEMMA_LAYERS, GEMMA_WIDTH = 48, 3840
 GEMMA_BYTES = 23_532_000_000
 _GEMMA_12B: Mapping[str, Any] = {
@@ -136,7 +135,7 @@ class SyntheticModels:
         with torch.device("meta"):
             module = self._empty(component).to(dtype).eval().requires_grad_(False)
         if component is Component.TRANSFORMER and self.precision == "fp8":
-            scale_layers(module, fp8_layers(module))
+            scale_layers(module, sorted(quantisable(linear_layers(module), self.transformer)))
         return module
 
     def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
@@ -225,17 +224,6 @@ class SyntheticModels:
         if component is Component.UPSAMPLER:
             return LatentUpsampler(_upsampler_config(self.generation, self.tiny))
         raise ValueError(f"no benchmark needs {component.value}")
-
-
-def fp8_layers(transformer: nn.Module) -> list[str]:
-    """The linear layers whose weights are in fp8: the large ones of all blocks but the first and the last."""
-    blocks = list(transformer.get_submodule("transformer_blocks").named_children())
-    return [
-        f"transformer_blocks.{number}.{path}"
-        for number, block in blocks[1:-1]
-        for path, shape in linear_layers(block).items()
-        if min(shape) >= FP8_LEAST
-    ]
 
 
 def _upsampler_config(generation: Variant, tiny: bool) -> UpsamplerConfig:

@@ -46,7 +46,6 @@ class Facts:
         text_encoder_bytes: the text encoder's weights.
         text_work_bytes: what encoding needs beside them: connectors and hidden states.
         other_bytes: VAEs, vocoder and upsampler; in ``SMALL_MODES`` they are on the GPU only while needed.
-        quantised: whether the DiT's weights are quantised, so that merging into them is not bit-exact.
     """
 
     total_vram: int
@@ -59,7 +58,6 @@ class Facts:
     text_encoder_bytes: int
     text_work_bytes: int
     other_bytes: int
-    quantised: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class DoesNotFit(Exception):
     """No mode fits; the message has the numbers and what to change.
 
     Attributes:
-        needed: planned peak in bytes of each mode that the model allows, safety margin included.
+        needed: planned peak in bytes of each mode, safety margin included.
         available: the free VRAM in bytes.
     """
 
@@ -136,8 +134,6 @@ def choose(facts: Facts, requested: Mode | None = None) -> Decision:
     if requested is not None:
         return _keep(facts, requested)
     for mode, allowed in _PREFERENCE:
-        if facts.quantised and needs_snapshot(mode):
-            continue
         for text_encoder in _text_placements(mode, facts):
             if _fits(mode, text_encoder, facts) and allowed(mode, text_encoder, facts):
                 return _decision(mode, text_encoder, facts, _auto_reason(mode, text_encoder, facts))
@@ -212,10 +208,6 @@ def _keep(facts: Facts, mode: Mode) -> Decision:
         )
     elif host > facts.pinned_budget:
         sentences.append(_pageable_words(mode, host, facts))
-    if facts.quantised and needs_snapshot(mode):
-        sentences.append(
-            "Warning: this model is quantised, a LoRA cannot be merged into it bit-exactly; use resident or original."
-        )
     return _decision(mode, text_encoder, facts, " ".join(sentences))
 
 
@@ -244,8 +236,6 @@ def _auto_reason(mode: Mode, text_encoder: TextPlacement, facts: Facts) -> str:
         resident = planned_peak(Mode.RESIDENT, "stream", facts)
         if resident + safety_margin(facts) > facts.free_vram:
             sentences.append(f"resident would need {_gb(resident)} of GPU memory.")
-    if facts.quantised and mode is Mode.ORIGINAL:
-        sentences.append("The snapshot modes are left out: a LoRA cannot be merged bit-exactly into a quantised model.")
     if host > facts.pinned_budget:
         sentences.append(_pageable_words(mode, host, facts))
     return " ".join(sentences)
@@ -261,16 +251,15 @@ def _text_words(text_encoder: TextPlacement) -> str:
 
 
 def _does_not_fit(facts: Facts) -> DoesNotFit:
-    modes = [mode for mode in Mode if not (facts.quantised and needs_snapshot(mode))]
     margin = safety_margin(facts)
-    needed = {mode: planned_peak(mode, "stream", facts) + margin for mode in modes}
+    needed = {mode: planned_peak(mode, "stream", facts) + margin for mode in Mode}
     per_mode = "; ".join(
-        f"{mode} {_gb(needed[mode])} GPU and {_gb(host_needed(mode, 'stream', facts))} host" for mode in modes
+        f"{mode} {_gb(needed[mode])} GPU and {_gb(host_needed(mode, 'stream', facts))} host" for mode in Mode
     )
     least = min(needed.values())
     advice = []
     if least > facts.free_vram:
-        weights = min(planned_peak(mode, "stream", replace(facts, activation_bytes=0)) for mode in modes) + margin
+        weights = min(planned_peak(mode, "stream", replace(facts, activation_bytes=0)) for mode in Mode) + margin
         if weights <= facts.free_vram:
             advice.append(f"a smaller width, height or frame count (this one takes {_gb(facts.activation_bytes)})")
         else:

@@ -294,3 +294,6 @@ class RunReport:
 
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+PRECISIONS = ("auto", "fp8", "full")
+"""Of the transformer's linear layers: as the file is; the large ones in fp8; all of them in the models' dtype."""

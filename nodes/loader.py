@@ -11,7 +11,7 @@ from ..assembly import check_device_mode
 from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.loading.model_set import ModelFiles
-from ..ltx2_core.types import DTYPES
+from ..ltx2_core.types import DTYPES, PRECISIONS
 from . import host
 from .handle import PIPELINES, file_stamps
 from .sockets import CATEGORY, pipeline_output
@@ -89,6 +89,16 @@ class Loader(io.ComfyNode):
                 _split_file_input(
                     "text_projection", "Text projection, where the checkpoint has none. From models/text_encoders."
                 ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Precision of the transformer's weights. auto: as the checkpoint has them, fp8 or dtype. "
+                    "fp8: the large layers of another checkpoint are quantised while it is read, which takes about "
+                    "14 GB less. full: all in dtype.",
+                    extra_dict={"advanced": True},
+                ),
             ],
             outputs=[pipeline_output("The models, for every other LTX-2 node.")],
         )
@@ -118,6 +128,7 @@ class Loader(io.ComfyNode):
         video_vae: str = NONE,
         audio_vae: str = NONE,
         text_projection: str = NONE,
+        precision: str = AUTO,
     ) -> io.NodeOutput:
         files = ModelFiles(
             checkpoint=host.model_path("checkpoint", checkpoint, FOLDERS["checkpoint"]),
@@ -130,7 +141,8 @@ class Loader(io.ComfyNode):
         )
         device = host.compute_device()
         chosen = dtype if dtype != AUTO else "float32" if device.type == "cpu" else "bfloat16"
-        handle = PIPELINES.open(files, DTYPES[chosen], device, device_mode, host.memory(device), host.current_run)
+        memory = host.memory(device)
+        handle = PIPELINES.open(files, DTYPES[chosen], device, device_mode, memory, host.current_run, precision)
         return io.NodeOutput(handle)
 
 

@@ -22,7 +22,7 @@ from ..ltx2_core.recipes import (
     SAMPLERS,
     AudioSource,
 )
-from ..ltx2_core.types import DTYPES
+from ..ltx2_core.types import DTYPES, PRECISIONS
 from . import bench, values
 
 
@@ -151,6 +151,12 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     machine.add_argument("--dtype", choices=tuple(DTYPES), help="default: bfloat16 on cuda, float32 on the CPU")
+    machine.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the transformer: as its file is (auto), large layers in fp8, or all weights in --dtype (full)",
+    )
     machine.add_argument("--device-mode", choices=MODE_NAMES, default="auto", help="where the models live")
 
     results = parser.add_argument_group("results")
@@ -163,6 +169,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
 def _make_tiny(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--variant", choices=("2.3", "2.0"), default="2.3", help=_SHOW)
+    parser.add_argument("--fp8", action="store_true", help="the checkpoint in the layout of the official fp8 files")
     _talk(parser)
 
 

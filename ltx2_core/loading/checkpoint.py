@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..models.scaled_weights import ScaledWeights, ScaledWeightsError
 from .header import TensorInfo, read_header
 
 __all__ = ["SafetensorsFile", "TensorInfo"]
 
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
-_USE_BF16 = "Use the bf16 file of the same model; quantised weights (fp8, fp4) are not supported yet."
+_USE_BF16 = "Use the bf16 file of the same model."
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,18 @@ class SafetensorsFile:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
 
+    @cached_property
+    def scaled(self) -> ScaledWeights:
+        """The fp8 tensors.
+
+        Raises:
+            CheckpointError: weights are quantised in another way, or scales and markers do not fit the weights.
+        """
+        try:
+            return ScaledWeights.find(self.tensors, self.metadata, self._bytes)
+        except ScaledWeightsError as error:
+            raise self.error(error.problem, error.fix) from error
+
     def error(self, problem: str, fix: str) -> CheckpointError:
         """An error about this file."""
         return CheckpointError(self.setting, self.path, problem, fix)
@@ -91,15 +105,37 @@ class SafetensorsFile:
         if missing:
             raise self.error(f"has no tensor {missing[0]}", "Use the official file.")
         self.require_plain(wanted)
+        target = torch.device(device)
+        return {name: tensor.to(device=target, dtype=dtype) for name, tensor in self.each(wanted, device)}
+
+    def each(self, names: Iterable[str], device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+        """Tensors as they are stored, fp8 ones without their scales, one after the other and in file order.
+
+        Raises:
+            CheckpointError: the file changed since it was opened, or cannot be read.
+        """
         self.check_unchanged()
         target = torch.device(device)
         # Only these two are read into without a detour through another tensor.
         direct = target if target.type in ("cpu", "cuda") else torch.device("cpu")
-        wanted.sort(key=lambda name: self.tensors[name].offset)
+        wanted = sorted(names, key=lambda name: self.tensors[name].offset)
+        if not wanted:
+            return
         try:
             with safe_open(self.path, framework="pt", device=str(direct)) as file:
-                return {name: file.get_tensor(name).to(device=target, dtype=dtype) for name in wanted}
+                for name in wanted:
+                    yield name, file.get_tensor(name).to(target)
         except (SafetensorError, OSError) as error:
+            raise self.error(f"cannot be read ({error})", "Download the file again.") from error
+
+    def _bytes(self, name: str) -> bytes:
+        """Of a small tensor."""
+        info = self.tensors[name]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.stamp[0] - self.nbytes + info.offset)
+                return file.read(info.nbytes)
+        except OSError as error:
             raise self.error(f"cannot be read ({error})", "Download the file again.") from error
 
 

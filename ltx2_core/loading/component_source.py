@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..models.scaled_linear import FP8, quantise_into, scale_layers
+from ..models.scaled_weights import FP8_NAME, dequantised
 from ..types import Component
 from .checkpoint import SafetensorsFile
 from .keymaps import stored_name
 from .listing import some
+from .lora import linear_layers
 from .reading import read_into
 
 _FIX = "Use files of one LTX-2 release, with their metadata unchanged."
+_WEIGHT, _SCALE = ".weight", ".weight_scale"
+_SCALE_BYTES = torch.float32.itemsize
+
+Layers = Mapping[str, tuple[int, int]]
+ChooseScaled = Callable[[Layers, Collection[str]], Collection[str]]
+"""Of the linear layers (out, in) by path, and those whose weights are stored in fp8: the ones that shall be in fp8."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,14 @@ class Piece:
     file: SafetensorsFile
     names: Mapping[str, str]
 
+    def without_scales(self) -> Piece:
+        """Only what is a tensor of a module."""
+        beside = self.file.scaled.beside
+        return Piece(self.file, {name: key for name, key in self.names.items() if key not in beside})
+
+    def is_fp8(self, name: str) -> bool:
+        return name in self.names and self.file.tensors[self.names[name]].dtype == FP8_NAME
+
 
 @dataclass(frozen=True)
 class ComponentSource:
@@ -33,25 +50,39 @@ class ComponentSource:
     Attributes:
         pieces: files in which it lies, at least one.
         create: makes the module; called on the meta device.
-        shapes: of every tensor that the module needs.
+        shapes: of every tensor that the module needs; the scales of :attr:`scaled` layers are not among them.
+        scaled: linear layers that have fp8 weights once loaded, by path. Other weights that are stored in fp8 are
+            dequantised while they are read.
+        full_precision: those that are never to be multiplied in fp8.
     """
 
     component: Component
     pieces: tuple[Piece, ...]
     create: Callable[[], nn.Module]
     shapes: Mapping[str, tuple[int, ...]]
+    scaled: frozenset[str] = frozenset()
+    full_precision: frozenset[str] = frozenset()
 
     @classmethod
     def checked(
-        cls, component: Component, pieces: Sequence[Piece], create: Callable[[], nn.Module]
-    ) -> tuple[ComponentSource, nn.Module]:
-        """Compares names and shapes in the files with the module's, and returns that module, on the meta device.
+        cls,
+        component: Component,
+        pieces: Sequence[Piece],
+        create: Callable[[], nn.Module],
+        choose_scaled: ChooseScaled | None = None,
+    ) -> tuple[ComponentSource, Layers]:
+        """Compares names and shapes in the files with the module's, and returns its linear layers too.
+
+        Args:
+            choose_scaled: None keeps no weight in fp8.
 
         Raises:
-            CheckpointError: names are missing or unknown, shapes differ, or weights are quantised.
+            CheckpointError: names are missing or unknown, shapes differ, or weights are quantised in a way that cannot
+                be read.
         """
+        pieces = tuple(piece.without_scales() for piece in pieces)
         for piece in pieces:
-            piece.file.require_plain(piece.names.values())
+            piece.file.require_plain(key for name, key in piece.names.items() if not piece.is_fp8(name))
         with torch.device("meta"):
             module = create()
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -61,32 +92,96 @@ class ComponentSource:
             keys = [key for piece in pieces for key in piece.file.tensors]
             problems = _differences(shapes, found, lambda name: stored_name(component, name, keys))
             raise CheckpointError(first.setting, first.path, f"does not hold the {what} it describes: {problems}", _FIX)
-        return cls(component, tuple(pieces), create, shapes), module
+        layers = linear_layers(module)
+        stored = [path for path in layers if any(piece.is_fp8(path + _WEIGHT) for piece in pieces)]
+        scaled = frozenset(choose_scaled(layers, stored) if choose_scaled else ())
+        exact = {
+            path
+            for piece in pieces
+            for path in scaled
+            if piece.names.get(path + _WEIGHT) in piece.file.scaled.full_precision
+        }
+        return cls(component, pieces, create, shapes, scaled, frozenset(exact)), layers
 
     def nbytes(self, dtype: torch.dtype) -> int:
         """Size of the loaded module."""
-        return sum(torch.Size(shape).numel() for shape in self.shapes.values()) * dtype.itemsize
+        total = sum(torch.Size(shape).numel() for shape in self.shapes.values()) * dtype.itemsize
+        for path in self.scaled:
+            rows, columns = self.shapes[path + _WEIGHT]
+            total += rows * (columns * (FP8.itemsize - dtype.itemsize) + _SCALE_BYTES)
+        return total
 
     def skeleton(self, dtype: torch.dtype) -> nn.Module:
-        """The module on the meta device, for inference, all floating-point tensors in ``dtype``."""
+        """The module on the meta device, for inference: floating-point tensors in ``dtype``, but for the weights of
+        scaled layers and their scales."""
         with torch.device("meta"):
-            return self.create().to(dtype).eval().requires_grad_(False)
+            module = self.create().to(dtype)
+        scale_layers(module, sorted(self.scaled), self.full_precision)
+        return module.eval().requires_grad_(False)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> None:
-        """Reads each tensor into the one of that name; the names are those of :attr:`shapes`, all or some."""
+        """Reads each tensor into the one of that name; the names are those of the module's tensors, all or some.
+
+        What has to be quantised or dequantised is so on the device of the tensor that it is for, one tensor at a time.
+        """
         for piece in self.pieces:
-            read_into(piece.file, {key: tensors[name] for name, key in piece.names.items() if name in tensors})
+            names = {n: key for n, key in piece.names.items() if n in tensors or self._scale_name(n) in tensors}
+            self._fill_from(piece, names, tensors)
+
+    def _fill_from(self, piece: Piece, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+        scales = _scales(piece.file, [key for name, key in names.items() if piece.is_fp8(name)])
+        as_stored: dict[str, Tensor] = {}
+        converted: dict[torch.device, dict[str, str]] = {}
+        for name, key in names.items():
+            scale = tensors.get(self._scale_name(name))
+            if piece.is_fp8(name) != self._is_scaled(name):
+                device = tensors[name].device if scale is None else scale.device
+                converted.setdefault(device, {})[key] = name
+                continue
+            if name in tensors:
+                as_stored[key] = tensors[name]
+            if scale is not None:  # one number serves all rows
+                scale.copy_(scales[key].flatten().expand(len(scale)))
+        read_into(piece.file, as_stored)
+        for device, keys in converted.items():
+            for key, stored in piece.file.each(keys, device):
+                name = keys[key]
+                if self._is_scaled(name):
+                    quantise_into(tensors.get(name), tensors.get(self._scale_name(name)), stored)
+                else:
+                    tensors[name].copy_(dequantised(stored, scales[key], tensors[name].dtype))
+
+    def _is_scaled(self, name: str) -> bool:
+        return name.endswith(_WEIGHT) and name.removesuffix(_WEIGHT) in self.scaled
+
+    def _scale_name(self, name: str) -> str:
+        """Of a scaled layer's weight; no name for any other tensor."""
+        return name.removesuffix(_WEIGHT) + _SCALE if self._is_scaled(name) else ""
 
     def build(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Reads every tensor once, straight into the module."""
-        with torch.device("meta"):
-            module = self.create()
-        state = {}
+        module = self.skeleton(dtype)
+        module.load_state_dict(dict(self._state(module, device, dtype)), strict=True, assign=True)
+        return module.requires_grad_(False)
+
+    def _state(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        as_stored: set[str] = set()
         for piece in self.pieces:
-            tensors = piece.file.read(piece.names.values(), device, dtype)
-            state.update({name: tensors[key] for name, key in piece.names.items()})
-        module.load_state_dict(state, strict=True, assign=True)
-        return module.eval().requires_grad_(False)
+            own = {n: key for n, key in piece.names.items() if not piece.is_fp8(n) and not self._is_scaled(n)}
+            read = piece.file.read(own.values(), device, dtype)
+            yield from ((name, read[key]) for name, key in own.items())
+            as_stored.update(own)
+        others = {n: t for n, t in module.state_dict().items() if n not in as_stored}
+        filled = {name: torch.empty_like(tensor, device=device) for name, tensor in others.items()}
+        self.fill(filled)
+        yield from filled.items()
+
+
+def _scales(file: SafetensorsFile, keys: Sequence[str]) -> dict[str, Tensor]:
+    """Of fp8 tensors by name in the file, float32 on the host; of those without any it is 1."""
+    names = {key: file.scaled.scales[key] for key in keys if key in file.scaled.scales}
+    read = file.read(names.values(), dtype=torch.float32)
+    return {key: read[names[key]] if key in names else torch.ones(()) for key in keys}
 
 
 def _differences(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError
+from ..models.scaled_weights import FP8_NAME
 from ..models.text.gemma import GemmaSource
 from ..models.transformer.config import TransformerConfig
 from ..models.upsampler import UpsamplerConfig
@@ -158,11 +159,12 @@ def _describe(file: SafetensorsFile, identity: Identity) -> tuple[str | None, di
             shapes = {name: info.shape for name, info in file.tensors.items()}
             upsampler = UpsamplerConfig.from_metadata(file.config, shapes)
             return _version_generation(file), {"upsampler": upsampler.kind.value}, None
+        details = _fp8_details(file)
         if identity.kind in _MODEL_KINDS and file.config is not None and "transformer" in file.config:
-            return TransformerConfig.from_metadata(file.config).generation, {}, None
+            return TransformerConfig.from_metadata(file.config).generation, details, None
+        return _version_generation(file), details, None
     except (CheckpointError, ConfigError) as error:
         return _version_generation(file), {}, error.problem
-    return _version_generation(file), {}, None
 
 
 def _lora_details(lora: LoRAFile) -> dict[str, Any]:
@@ -173,6 +175,14 @@ def _lora_details(lora: LoRAFile) -> dict[str, Any]:
         "parameters": lora.parameters,
         "left out": list(lora.skipped),
     }
+
+
+def _fp8_details(file: SafetensorsFile) -> dict[str, Any]:
+    """Of a file with fp8 weights: in whose layout they are, and how many layers have them."""
+    if file.scaled.layout is None:
+        return {}
+    layers = [n for n, info in file.tensors.items() if info.dtype == FP8_NAME and n.endswith(".weight")]
+    return {"fp8 layout": file.scaled.layout, "fp8 layers": len(layers)}
 
 
 def _version_generation(file: SafetensorsFile) -> str | None:

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..models.scaled_linear import FP8, ScaledLinear, quantise_into, row_parts
 from .lora_file import LoRAFile, LoRATarget, LoRAWeights, check_fit
 
 __all__ = [
@@ -39,7 +40,7 @@ def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
 def inject(model: nn.Module, adapters: Sequence[tuple[str, LoRAFile]], device: torch.device | None = None) -> None:
     """Reads LoRAs into adapters of ``model``, inactive until :func:`set_adapters` gives them a strength.
 
-    The matrices get the dtype that the model's weights have.
+    The matrices get the dtype that the model's weights have, beside fp8 weights the one that their layer computes in.
 
     Args:
         adapters: name and file of each; names are unique and hold no dot. Every target is a linear layer of the
@@ -49,8 +50,9 @@ def inject(model: nn.Module, adapters: Sequence[tuple[str, LoRAFile]], device: t
     for name, lora in adapters:
         _inject_layers(model, name, lora)
         layers: dict[str, Any] = {path: model.get_submodule(path) for path in lora.targets}
-        base: Tensor = next(iter(layers.values())).base_layer.weight
-        for path, weights in lora.read(device or base.device, base.dtype).items():
+        base: nn.Linear = next(iter(layers.values())).base_layer
+        dtype = base.dtype if isinstance(base, ScaledLinear) else base.weight.dtype
+        for path, weights in lora.read(device or base.weight.device, dtype).items():
             layer = layers[path]
             layer.lora_A[name].weight = nn.Parameter(weights.down, requires_grad=False)
             layer.lora_B[name].weight = nn.Parameter(weights.up, requires_grad=False)
@@ -128,19 +130,35 @@ def _adapted_by_path(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def merge(model: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[str, float]) -> None:
     """Adds adapters into weights: W += strength * alpha / rank * up @ down, products summed in float32, rounded once.
 
+    Where W is fp8, all of this is in float32, and the sum is quantised anew, its scales with it.
+
     Args:
         model: the one that :func:`inject` wrapped; its matrices are on the weights' device.
-        weights: by name in the unwrapped model, all of them or some, written in place.
+        weights: by name in the unwrapped model, all of them or some, written in place. An fp8 weight comes with its
+            ``weight_scale``.
         strengths: by adapter; one after the other where several change a layer.
     """
     adapted = _adapted_by_weight(model)
     for path, weight in weights.items():
         if (layer := adapted.get(path)) is None:
             continue
-        for name, strength in strengths.items():
-            if name in layer.scaling and strength:
-                scale = strength * layer.lora_alpha[name] / layer.r[name]
-                weight.addmm_(layer.lora_B[name].weight, layer.lora_A[name].weight, alpha=scale)
+        active = {n: s * layer.lora_alpha[n] / layer.r[n] for n, s in strengths.items() if n in layer.scaling and s}
+        changes = [(layer.lora_B[n].weight, layer.lora_A[n].weight, factor) for n, factor in active.items()]
+        if weight.dtype is FP8 and changes:
+            _merge_scaled(weight, weights[f"{path}_scale"], changes)
+            continue
+        for up, down, factor in changes:
+            weight.addmm_(up, down, alpha=factor)
+
+
+def _merge_scaled(weight: Tensor, scale: Tensor, changes: Sequence[tuple[Tensor, Tensor, float]]) -> None:
+    """Adds ``factor * up @ down`` to the rows of an fp8 weight (out, in) with scales (out,)."""
+    wide = [(up.float(), down.float(), factor) for up, down, factor in changes]
+    for part in row_parts(weight):
+        rows = weight[part].float() * scale[part, None]
+        for up, down, factor in wide:
+            rows.addmm_(up[part], down, alpha=factor)
+        quantise_into(weight[part], scale[part], rows)
 
 
 def delta_weight(layer: Any, adapter: str, strength: float) -> Tensor:

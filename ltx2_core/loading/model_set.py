@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -31,8 +32,9 @@ from ..types import AudioGeometry, Component, Phase, ScaleFactors
 from .checkpoint import SafetensorsFile
 from .component_source import ComponentSource, Piece
 from .identify import FileKind, identify
-from .lora import LoRAFile, check_fit, inject, linear_layers, set_adapters
+from .lora import LoRAFile, check_fit, inject, set_adapters
 from .model_parts import ModelParts, naming_file
+from .precision import AUTO, check_precision, scaled_layers
 
 __all__ = ["Adapter", "LoRASource", "ModelFiles", "ModelSet"]
 
@@ -101,7 +103,7 @@ class ModelSet:
     """Model files that fit each other. Weights are read by :meth:`build` only.
 
     Attributes:
-        dtype: of the loaded weights; the vocoder's are float32.
+        dtype: of the loaded weights; the vocoder's are float32, some of the transformer's may be fp8.
         adapters: the LoRAs of this set.
         layers: (out, in) of the transformer's linear layers by path.
         loras: every LoRA of this set and of those that were made from it, by name: one loaded transformer serves all.
@@ -122,15 +124,19 @@ class ModelSet:
     loras: dict[str, LoRAFile]
 
     @classmethod
-    def open(cls, files: ModelFiles, dtype: torch.dtype) -> ModelSet:
+    def open(cls, files: ModelFiles, dtype: torch.dtype, precision: str = AUTO) -> ModelSet:
         """Reads headers and metadata, and checks everything that can be checked without weights.
+
+        Args:
+            precision: of the transformer's linear layers, one of ``precision.PRECISIONS``.
 
         Raises:
             CheckpointError: a file is missing, damaged, of another model or generation, or does not fit the others.
             ConfigError: a description in the metadata is incomplete or not supported.
-            SettingError: a LoRA's strength or stage cannot work.
+            SettingError: a LoRA's strength or stage cannot work, or there is no such precision.
         """
         _check_loras(files.loras)
+        check_precision(precision)
         parts = ModelParts.open(files.checkpoint, files.video_vae, files.audio_vae, files.text_projection)
         config = parts.config()
         pieces = {component: parts.pieces(component) for component in _FROM_PARTS}
@@ -151,11 +157,13 @@ class ModelSet:
             Component.AUDIO_DECODER: lambda: AudioDecoder(audio),
             Component.VOCODER: lambda: build_vocoder(vocoder),
         }
-        sources, layers = {}, {}
+        in_fp8 = {Component.TRANSFORMER: partial(scaled_layers, precision, config=transformer)}
+        sources, linear = {}, {}
         for component, create in creators.items():
-            sources[component], module = ComponentSource.checked(component, pieces[component], create)
-            if component is Component.TRANSFORMER:
-                layers = linear_layers(module)
+            sources[component], linear[component] = ComponentSource.checked(
+                component, pieces[component], create, in_fp8.get(component)
+            )
+        layers = linear[Component.TRANSFORMER]
         upsampler = None
         if files.upsampler is not None:
             upsampler, sources[Component.UPSAMPLER] = _open_upsampler(files.upsampler, video, parts.checkpoint)
@@ -258,7 +266,7 @@ class ModelSet:
     def component_bytes(self, component: Component) -> int:
         """Bytes of a loaded component, for the transformer without its LoRAs (:meth:`adapter_bytes`)."""
         if component is Component.TEXT_ENCODER:
-            return self.gemma.bytes // self.gemma.dtype.itemsize * self.dtype.itemsize
+            return self.gemma.parameters * self.dtype.itemsize
         return self._source(component).nbytes(self._dtype(component))
 
     def adapter_bytes(self) -> int:

@@ -19,30 +19,32 @@ _TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
 }
 
 
 def read_into(file: SafetensorsFile, targets: Mapping[str, Tensor]) -> None:
-    """Fills ``targets`` with the file's tensors of these names.
+    """Fills ``targets`` with the file's tensors of these names; fp8 numbers come without their scales.
 
     Contiguous host memory of the stored dtype is read into without any copy in between; other targets (another dtype,
     the device) get theirs through one tensor at a time.
 
     Raises:
-        CheckpointError: a tensor is missing or quantised, or the file changed or cannot be read.
+        CheckpointError: the file changed or cannot be read.
     """
-    through, jobs = [], []
+    through: list[str] = []
+    jobs = []
     base = file.stamp[0] - file.nbytes
     for name, target in targets.items():
-        info = file.tensors.get(name)
-        if info is None or not _is_direct(info, target):
+        info = file.tensors[name]
+        if not _is_direct(info, target):
             through.append(name)
         else:
             memory = memoryview(target.view(torch.uint8).flatten().numpy())  # type: ignore[arg-type]
             jobs += [(base + info.offset + at, memory[at : at + _CHUNK]) for at in range(0, info.nbytes, _CHUNK)]
     file.check_unchanged()
-    for name in through:
-        targets[name].copy_(file.read([name])[name])
+    for name, tensor in file.each(through):
+        targets[name].copy_(tensor)
     if not jobs:
         return
     jobs.sort(key=lambda job: job[0])

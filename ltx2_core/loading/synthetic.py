@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..models.audio_vae.config import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
+from ..models.scaled_linear import FP8, FP8_MAX
 from ..models.text.config import TextConfig
 from ..models.text.connector import TextConnector
 from ..models.transformer.config import TransformerConfig
@@ -62,6 +63,7 @@ LOG_MEL_MEAN, LOG_MEL_STD = -4.0, 1.5  # of speech at a normal level
 SOUND_STD = 0.15
 BWE_STD = 0.03  # what the bandwidth extension adds
 OFFSET = 0.1  # of the sound's own bias: not zero, not heard
+INPUT_SCALE = 0.01  # that no reader of ours uses
 SKIP_OUTWEIGHED = 3.0
 SMOOTHNESS = 0.97  # share of a pixel that it has in common with the others of its patch
 
@@ -111,6 +113,7 @@ def write_tiny(
     upsampler_config: JSON | None = None,
     gemma_layers: int = GEMMA_LAYERS,
     gemma_heads: GemmaHeads = TINY_HEADS,
+    fp8: bool = False,
 ) -> TinyFiles:
     """Writes a complete set of official-format files of a few MB with random weights.
 
@@ -126,10 +129,13 @@ def write_tiny(
         config: what the checkpoint describes; None: :func:`tiny_config`.
         upsampler_config: what the upsampler describes; None: :func:`tiny_upsampler_config`.
         gemma_layers, gemma_heads: of the text encoder; it is as wide as the checkpoint's ``caption_channels``.
+        fp8: the checkpoint is in the layout of the official fp8 files (fact sheet 1.4), under their name.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, upscaler, distilled_lora = (folder / name for name in _NAMES[variant])
+    if fp8:
+        checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-fp8")
     files = TinyFiles(
         folder, checkpoint, upscaler, distilled_lora, lora=folder / "user-lora.safetensors", gemma=folder / "gemma"
     )
@@ -137,7 +143,10 @@ def write_tiny(
     config, upsampler_config = config or tiny_config(variant), upsampler_config or tiny_upsampler_config(variant)
     version, text_width = MODEL_VERSION[variant], config["transformer"]["caption_channels"]
     parts = _build_parts(config, text_width * (gemma_layers + 1), generator)
-    _save(files.checkpoint, _official_state_dict(parts), DTYPES[dtype], version, config)
+    tensors = _official_state_dict(parts)
+    if fp8:
+        tensors = _with_fp8(tensors, config["transformer"]["num_layers"])
+    _save(files.checkpoint, tensors, DTYPES[dtype], version, config)
     upsampler = _build_upsampler(upsampler_config, generator)
     _save(files.upsampler, upsampler.state_dict(), DTYPES[dtype], version, upsampler_config)
     _save(files.distilled_lora, _lora(parts.transformer, DISTILLED_EFFECT, generator), DTYPES[dtype], version)
@@ -277,6 +286,20 @@ def _official_state_dict(parts: _Parts) -> dict[str, Tensor]:
     return tensors
 
 
+def _with_fp8(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
+    """All linear layers of the blocks in fp8 with one scale each, but those of the first and the last block."""
+    blocks = tuple(f"{_PREFIXES['transformer']}transformer_blocks.{block}." for block in range(1, num_layers - 1))
+    stored = dict(tensors)
+    for key, weight in tensors.items():
+        if key.startswith(blocks) and key.endswith(".weight") and weight.ndim == 2:
+            layer = key.removesuffix(".weight")
+            scale = weight.abs().max().float() / FP8_MAX
+            stored[key] = (weight.float() / scale).to(FP8)
+            stored[f"{layer}.weight_scale"] = scale
+            stored[f"{layer}.input_scale"] = torch.tensor(INPUT_SCALE)
+    return stored
+
+
 def _official_key(prefix: str, key: str) -> str:
     if key.startswith("text_embedding_projection."):
         return key
@@ -289,10 +312,17 @@ def _save(
     path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype, version: str, config: JSON | None = None
 ) -> None:
     stored = {
-        key: tensor.detach().to(torch.float32 if "scale_shift_table" in key.rpartition(".")[2] else dtype).contiguous()
-        for key, tensor in tensors.items()
+        key: tensor.detach().to(_stored_dtype(key, tensor, dtype)).contiguous() for key, tensor in tensors.items()
     }
     metadata = {"format": "pt", "model_version": version}
     if config is not None:
         metadata["config"] = json.dumps(config)
     save_file(stored, path, metadata)
+
+
+def _stored_dtype(key: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """As in the official files: modulation tables and the scales of fp8 weights are float32."""
+    if tensor.dtype is FP8:
+        return FP8
+    name = key.rpartition(".")[2]
+    return torch.float32 if "scale_shift_table" in name or name in ("weight_scale", "input_scale") else dtype

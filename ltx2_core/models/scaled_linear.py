@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.availability import has_fp8_matmul
-from ..kernels.quantise import FP8, Quantised, quantise_rows
+from ..kernels.quantise import FP8, FP8_MAX, Quantised, quantise_rows
+from .scaled_weights import dequantised
+
+__all__ = ["FP8", "FP8_MAX", "ScaledLinear", "quantise_into", "row_parts", "scale_layers"]
 
 # Of both sizes, in the fp8 product of NVIDIA GPUs
 MULTIPLE = 16
+# Numbers that are in float32 at a time: 32 MB, and some copies of them, beside weights that fill the GPU
+_PART = 2**23
 
 
 class ScaledLinear(nn.Linear):
     """``x @ (weight * weight_scale).T + bias`` with weights in float8_e4m3fn.
 
-    On hardware with fp8 products the input is quantised too, row by row, as it comes: scales that a file has for its
-    inputs are of no use. Elsewhere, and with ``full_precision``, the weight is brought to the input's dtype for each
-    call.
+    On hardware with fp8 products a bfloat16 model's input is quantised too, row by row, as it comes: scales that a file
+    has for its inputs are of no use. Elsewhere, and with ``full_precision``, the weight is brought to the input's dtype
+    for each call.
 
     Args:
-        layer: whose sizes, device, and bias the new one has. Its weight is not read.
+        layer: whose sizes, device, dtype and bias the new one has. Its weight is not read.
         full_precision: never multiply in fp8.
 
     Attributes:
         weight: (out, in) float8_e4m3fn.
         weight_scale: (out,) float32, of each row.
         bias: (out,) in the model's dtype, or None.
+        dtype: the model's.
     """
 
     weight_scale: nn.Parameter
@@ -37,7 +43,7 @@ class ScaledLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, full_precision: bool = False) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.full_precision = layer.in_features, layer.out_features, full_precision
-        device = layer.weight.device
+        self.dtype, device = layer.weight.dtype, layer.weight.device
         weight = torch.empty(layer.weight.shape, dtype=FP8, device=device)
         scale = torch.empty(layer.out_features, dtype=torch.float32, device=device)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -46,15 +52,16 @@ class ScaledLinear(nn.Linear):
 
     @property
     def takes_quantised(self) -> bool:
-        """Whether the input may come in fp8, and is multiplied so."""
+        """Whether the input may come in fp8, and is multiplied so. Products with row scales come in bfloat16 only."""
         fits = self.in_features % MULTIPLE == 0 and self.out_features % MULTIPLE == 0
-        return fits and not self.full_precision and has_fp8_matmul(self.weight.device)
+        wanted = fits and not self.full_precision and self.dtype is torch.bfloat16
+        return wanted and has_fp8_matmul(self.weight.device)
 
     def forward(self, x: Tensor | Quantised) -> Tensor:
-        """(..., in) -> (..., out) in the bias's dtype where the product is in fp8, else in that of ``x``."""
+        """(..., in) -> (..., out) in bfloat16 where the product is in fp8, else in the dtype of ``x``."""
         if not self.takes_quantised:
             if isinstance(x, Quantised):
-                x = (x.values.float() * x.scales).to(torch.bfloat16 if self.bias is None else self.bias.dtype)
+                x = (x.values.float() * x.scales).to(self.dtype)
             return F.linear(x, self.dequantised(x.dtype), self.bias)
         if not isinstance(x, Quantised):
             x = quantise_rows(x)
@@ -72,7 +79,7 @@ class ScaledLinear(nn.Linear):
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight that the layer stands for, (out, in); multiplied in float32 and rounded once."""
-        return (self.weight.float() * self.weight_scale[:, None]).to(dtype)
+        return dequantised(self.weight, self.weight_scale, dtype)
 
 
 def scale_layers(module: nn.Module, paths: Iterable[str], full_precision: Iterable[str] = ()) -> None:
@@ -84,3 +91,25 @@ def scale_layers(module: nn.Module, paths: Iterable[str], full_precision: Iterab
         if not isinstance(layer, nn.Linear):
             raise TypeError(f"{path} is no linear layer")
         setattr(module.get_submodule(parent), name, ScaledLinear(layer, path in exact))
+
+
+def quantise_into(weight: Tensor | None, scale: Tensor | None, rows: Tensor) -> None:
+    """Writes numbers as fp8 weights with a scale for each row, in place and part by part.
+
+    Args:
+        weight: (out, in) float8_e4m3fn; None leaves it out.
+        scale: (out,) float32; None leaves it out.
+        rows: (out, in) of any floating-point dtype.
+    """
+    for part in row_parts(rows):
+        values, scales = quantise_rows(rows[part])
+        if weight is not None:
+            weight[part] = values
+        if scale is not None:
+            scale[part] = scales[:, 0].to(scale.device)
+
+
+def row_parts(weight: Tensor) -> Iterator[slice]:
+    """Slices of a weight's rows, each of a size that may be in float32 beside it."""
+    count = max(1, _PART // weight.shape[1])
+    return (slice(begin, begin + count) for begin in range(0, len(weight), count))

@@ -261,10 +261,9 @@ def _without_config(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Non
     del metadata["config"]
 
 
-def _fp8(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _int8(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     key = f"{DIT}transformer_blocks.0.attn1.to_q.weight"
-    tensors[key] = tensors[key].to(torch.float8_e4m3fn)
-    tensors[key + "_scale"] = torch.tensor(1.0)
+    tensors[key] = tensors[key].to(torch.int8)
 
 
 BAD_CHECKPOINTS: dict[str, tuple[Change, type[LTX2Error], str]] = {
@@ -309,7 +308,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Change, type[LTX2Error], str]] = {
         r"1 keys missing: model\.diffusion_model\.video_embeddings_connector\.learnable_registers",
     ),
     "no config": (_without_config, CheckpointError, "carries no description of its model"),
-    "fp8": (_fp8, CheckpointError, r"holds quantised weights \(1 of 317 are F8_E4M3\).*bf16"),
+    "int8": (_int8, CheckpointError, r"holds int8 weights \(.*attn1\.to_q\.weight\).*bf16"),
     "unsupported setting": (
         changed_config(transformer={"qk_norm": "layer_norm"}),
         ConfigError,

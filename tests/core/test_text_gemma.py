@@ -215,9 +215,52 @@ def weight_change(change: Callable[[dict[str, Tensor]], object]) -> Edit:
     return edit
 
 
-def to_fp8(tensors: dict[str, Tensor]) -> None:
+def to_int8(tensors: dict[str, Tensor]) -> None:
     name = "layers.0.self_attn.q_proj.weight"
-    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors[name] = tensors[name].to(torch.int8)
+
+
+def scaled_without_a_scale(tensors: dict[str, Tensor]) -> None:
+    name = "layers.0.self_attn.q_proj"
+    tensors[f"{name}.weight"] = tensors[f"{name}.weight"].to(torch.float8_e4m3fn)
+    tensors[f"{name}.input_scale"] = torch.ones(1)
+
+
+def scaled(end: str) -> Callable[[dict[str, Tensor]], object]:
+    """Projections in fp8 with one scale each."""
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for key in [key for key in tensors if key.endswith("_proj.weight")]:
+            scale = tensors[key].float().abs().max() / 448
+            tensors[key] = (tensors[key].float() / scale).to(torch.float8_e4m3fn)
+            tensors[key.removesuffix(".weight") + end] = scale
+        if end == ".scale_weight":
+            tensors["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+
+    return change
+
+
+def cast(tensors: dict[str, Tensor]) -> None:
+    """Projections in fp8 as they are."""
+    tensors.update({k: t.to(torch.float8_e4m3fn) for k, t in tensors.items() if k.endswith("_proj.weight")})
+
+
+@pytest.mark.parametrize(
+    ("change", "end"),
+    [(scaled(".weight_scale"), ".weight_scale"), (scaled(".scale_weight"), ".scale_weight"), (cast, "none")],
+    ids=["newer", "older", "cast"],
+)
+def test_weights_in_fp8_are_dequantised(folder: Path, change: Callable[[dict[str, Tensor]], object], end: str) -> None:
+    stored = weights(folder)
+    change(stored)
+    replace_weights(folder, stored)
+    source = GemmaSource.open(folder)
+    model = dict(source.load_model(torch.float32, "cpu").named_parameters())
+    for name, parameter in model.items():
+        scale = stored.get(name.removesuffix(".weight") + end, torch.ones(()))
+        assert torch.equal(parameter, stored[name].float() * scale), name
+    assert source.parameters == sum(parameter.numel() for parameter in model.values())
+    assert source.bytes == sum(stored[name].nbytes for name in model)
 
 
 def smaller_vocabulary(tensors: dict[str, Tensor]) -> None:
@@ -252,7 +295,8 @@ def smaller_vocabulary(tensors: dict[str, Tensor]) -> None:
             "not a tensor of",
         ),
         (weight_change(lambda tensors: tensors.update({"norm.weight": torch.zeros(5)})), "another shape"),
-        (weight_change(to_fp8), "F8_E4M3"),
+        (weight_change(to_int8), r"int8 weights \(.*layers\.0\.self_attn\.q_proj\.weight\)"),
+        (weight_change(scaled_without_a_scale), r"no scale for .*layers\.0\.self_attn\.q_proj\.weight"),
     ],
 )
 def test_folders_that_cannot_work(folder: Path, edit: Edit, problem: str) -> None:
@@ -289,11 +333,14 @@ def test_single_file_without_tokenizer(original: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "mark", ["scaled_fp8", "model.layers.0.mlp.up_proj.comfy_quant", "model.layers.0.mlp.up_proj.weight_scale"]
+    ("mark", "problem"), [("comfy_quant", "damaged marker"), ("weight_scale", "not a tensor of Gemma 3")]
 )
-def test_scaled_single_file_is_refused(original: Path, tmp_path: Path, mark: str) -> None:
-    path = single_file(original, tmp_path / "gemma_fp8.safetensors", **{mark: torch.ones(1)})
-    with pytest.raises(CheckpointError, match="quantised"):
+def test_single_file_with_marks_of_weights_that_it_lacks(
+    original: Path, tmp_path: Path, mark: str, problem: str
+) -> None:
+    extra = {f"model.layers.0.mlp.up_proj.{mark}": torch.ones(1)}
+    path = single_file(original, tmp_path / "gemma_fp8.safetensors", **extra)
+    with pytest.raises(CheckpointError, match=problem):
         GemmaSource.open(path)
 
 

@@ -177,7 +177,6 @@ def test_a_requested_mode_is_kept_without_a_warning_where_it_fits(mode: Mode) ->
         pytest.param(facts(81.2), Mode.SNAPSHOT, "less than the safety margin", id="margin"),
         pytest.param(facts(60, host=32), Mode.SNAPSHOT_LOW, "only 32.0 GB are available", id="host"),
         pytest.param(facts(60, pinned=10), Mode.SNAPSHOT_LOW, "10.0 GB of the 69.1 GB", id="pinned"),
-        pytest.param(replace(facts(141), quantised=True), Mode.SNAPSHOT, "quantised", id="quantised"),
     ],
 )
 def test_a_requested_mode_is_kept_with_a_warning_where_it_does_not(given: Facts, mode: Mode, warning: str) -> None:
@@ -189,24 +188,6 @@ def test_a_requested_mode_is_kept_with_a_warning_where_it_does_not(given: Facts,
 def test_a_requested_mode_that_fits_nowhere_streams_the_text_encoder() -> None:
     assert choose(facts(40), Mode.ORIGINAL).text_encoder == "stream"
     assert choose(facts(141, free=80), Mode.RESIDENT).text_encoder == "stream"
-
-
-@pytest.mark.parametrize(
-    ("vram", "mode"),
-    [
-        pytest.param(95, Mode.RESIDENT, id="resident"),
-        pytest.param(60, Mode.ORIGINAL, id="original"),
-        pytest.param(48, Mode.ORIGINAL, id="original-48"),
-    ],
-)
-def test_quantised_models_are_not_merged_in_place(vram: float, mode: Mode) -> None:
-    assert choose(replace(facts(vram), quantised=True)).mode is mode
-
-
-def test_quantised_models_do_not_offer_snapshots_when_nothing_fits() -> None:
-    with pytest.raises(DoesNotFit) as caught:
-        choose(replace(facts(40), quantised=True))
-    assert set(caught.value.needed) == {Mode.RESIDENT, Mode.ORIGINAL}
 
 
 @pytest.mark.parametrize("vram", [48, 51.5, 60, 80])

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 # Ids that saved workflows refer to: never change one.
 FROZEN_IDS = {
     "LTX2TwoStageLoader": "checkpoint text_encoder distilled_lora upsampler dtype device_mode video_vae audio_vae"
-    " text_projection -> LTX2_PIPELINE",
+    " text_projection precision -> LTX2_PIPELINE",
     "LTX2TwoStageLoRA": "pipeline lora strength stage -> LTX2_PIPELINE",
     "LTX2TwoStageRecipe": "preset steps sampler video_cfg video_stg video_modality video_rescale video_blocks"
     " video_skip audio_cfg audio_stg audio_modality audio_rescale audio_blocks audio_skip distilled_strength_1"

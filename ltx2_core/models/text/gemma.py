@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, ConfigError
+from ..scaled_weights import FP8_NAME, ScaledWeights, ScaledWeightsError, dequantised
 from .gemma_config import GemmaConfig, GemmaSizes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
 
@@ -28,12 +29,16 @@ Layout = Literal["folder", "single file"]
 PREFIXES = ("language_model.model.", "model.language_model.", "language_model.", "model.", "")
 TEXT_TENSORS = ("embed_tokens.", "layers.", "norm.")
 SENTENCEPIECE_KEY = "spiece_model"
-QUANTISED_MARKS = ("scaled_fp8", ".comfy_quant", ".weight_scale", ".scale_weight")
 
-DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-ITEM_BYTES: Mapping[str, int] = {"BF16": 2, "F16": 2, "F32": 4}
+DTYPES: Mapping[str, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    FP8_NAME: torch.float8_e4m3fn,
+}
 
 _USE_GEMMA = "Use Gemma 3 12B: the folder of google/gemma-3-12b-it-qat-q4_0-unquantized, or gemma_3_12B_it.safetensors."
+_USE_BF16 = "Use the bfloat16 file (gemma_3_12B_it.safetensors) or a Hugging Face folder in bfloat16."
 _DOWNLOAD_AGAIN = "The download is incomplete; download it again."
 
 
@@ -45,7 +50,9 @@ class GemmaSource:
         setting: the setting that named it, for errors.
         dtype: of the largest tensor, the embeddings.
         bytes: size of the text model's tensors, as stored.
+        parameters: how many numbers these are.
         files: text model's tensor name to file and name there.
+        scales: text model's fp8 tensor to the name of its scale in the same file.
         tokenizer_path: tokenizer.json, tokenizer.model, or the single file itself.
     """
 
@@ -55,7 +62,9 @@ class GemmaSource:
     config: GemmaConfig
     dtype: torch.dtype
     bytes: int
+    parameters: int
     files: Mapping[str, tuple[Path, str]]
+    scales: Mapping[str, str]
     tokenizer_path: Path
 
     @property
@@ -104,7 +113,10 @@ class GemmaSource:
         return tokenizer
 
     def load_model(self, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-        """The text model without head and vision tower, for inference; weights are read straight to ``device``."""
+        """The text model without head and vision tower, for inference; weights are read straight to ``device``.
+
+        Those that are stored in fp8 are dequantised there, one by one.
+        """
         with torch.device("meta"):
             model = _text_model(self.config)
         model.load_state_dict(self._read(dtype, torch.device(device)), strict=True, assign=True)
@@ -119,7 +131,9 @@ class GemmaSource:
                 with safe_open(file, framework="pt", device=str(device)) as shard:
                     for name, (home, key) in self.files.items():
                         if home == file:
-                            tensors[name] = shard.get_tensor(key).to(dtype)
+                            scale = self.scales.get(name)
+                            factor = None if scale is None else shard.get_tensor(scale)
+                            tensors[name] = dequantised(shard.get_tensor(key), factor, dtype)
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(self.setting, file, f"cannot be read ({error})", _DOWNLOAD_AGAIN) from error
         return tensors
@@ -176,6 +190,25 @@ class _Tensor:
     dtype: str
 
 
+@dataclass
+class _Stored:
+    """Everything in one file or several.
+
+    Attributes:
+        scales: name of an fp8 tensor to that of its scale.
+        beside: scales and markers.
+    """
+
+    tensors: dict[str, _Tensor] = field(default_factory=dict)
+    scales: dict[str, str] = field(default_factory=dict)
+    beside: set[str] = field(default_factory=set)
+
+    def add(self, other: _Stored) -> None:
+        self.tensors |= other.tensors
+        self.scales |= other.scales
+        self.beside |= other.beside
+
+
 def _open_folder(path: Path, setting: str) -> GemmaSource:
     folder = path / "text_encoder" if not (path / "config.json").is_file() else path
     if not (folder / "config.json").is_file():
@@ -190,16 +223,16 @@ def _open_folder(path: Path, setting: str) -> GemmaSource:
     if tokenizer is None:
         fix = "Download tokenizer.json or tokenizer.model of the same repository into the folder."
         raise CheckpointError(setting, path, "holds no tokenizer", fix)
-    tensors: dict[str, _Tensor] = {}
+    stored = _Stored()
     for file in _weight_files(folder, setting):
-        tensors |= _read_header(file, setting)
-    return _source(path, setting, "folder", tensors, tokenizer, lambda sizes: GemmaConfig.from_json(sizes, text_config))
+        stored.add(_read_header(file, setting))
+    return _source(path, setting, "folder", stored, tokenizer, lambda sizes: GemmaConfig.from_json(sizes, text_config))
 
 
 def _open_file(path: Path, setting: str) -> GemmaSource:
-    tensors = _read_header(path, setting)
-    source = _source(path, setting, "single file", tensors, path, GemmaConfig.released)
-    if SENTENCEPIECE_KEY not in tensors:
+    stored = _read_header(path, setting)
+    source = _source(path, setting, "single file", stored, path, GemmaConfig.released)
+    if SENTENCEPIECE_KEY not in stored.tensors:
         fix = "Use a file in ComfyUI's layout (gemma_3_12B_it.safetensors), or a Hugging Face folder."
         raise CheckpointError(setting, path, f"holds no tokenizer (no tensor {SENTENCEPIECE_KEY})", fix)
     return source
@@ -209,17 +242,20 @@ def _source(
     path: Path,
     setting: str,
     layout: Layout,
-    tensors: Mapping[str, _Tensor],
+    stored: _Stored,
     tokenizer: Path,
     configure: Callable[[GemmaSizes], GemmaConfig],
 ) -> GemmaSource:
-    prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in tensors), None)
+    prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored.tensors), None)
     if prefix is None:
         raise CheckpointError(setting, path, "is not Gemma 3: it has no token embeddings", _USE_GEMMA)
     starts = tuple(prefix + start for start in TEXT_TENSORS)
-    text = {key: tensor for key, tensor in tensors.items() if key.startswith(starts)}
-    _refuse_quantised(path, setting, tensors, text.values())
+    text = {k: t for k, t in stored.tensors.items() if k.startswith(starts) and k not in stored.beside}
+    if unknown := {tensor.dtype for tensor in text.values()} - DTYPES.keys():
+        problem = f"holds quantised weights ({', '.join(sorted(unknown))}), which are not supported"
+        raise CheckpointError(setting, path, problem, _USE_BF16)
     shapes = {key.removeprefix(prefix): tensor.shape for key, tensor in text.items()}
+    sizes = {key: torch.Size(tensor.shape).numel() for key, tensor in text.items()}
     try:
         config = configure(GemmaSizes.from_shapes(shapes))
     except ConfigError as error:
@@ -233,18 +269,12 @@ def _source(
         layout=layout,
         config=config,
         dtype=DTYPES[text[f"{prefix}embed_tokens.weight"].dtype],
-        bytes=sum(torch.Size(tensor.shape).numel() * ITEM_BYTES[tensor.dtype] for tensor in text.values()),
+        bytes=sum(sizes[key] * DTYPES[tensor.dtype].itemsize for key, tensor in text.items()),
+        parameters=sum(sizes.values()),
         files={key.removeprefix(prefix): (tensor.file, key) for key, tensor in text.items()},
+        scales={key.removeprefix(prefix): scale for key, scale in stored.scales.items() if key in text},
         tokenizer_path=tokenizer,
     )
-
-
-def _refuse_quantised(path: Path, setting: str, names: Iterable[str], tensors: Iterable[_Tensor]) -> None:
-    stored = {tensor.dtype for tensor in tensors} - DTYPES.keys()
-    if stored or any(name.endswith(QUANTISED_MARKS) for name in names):
-        what = ", ".join(sorted(stored)) or "scaled weights"
-        fix = "Use the bfloat16 file (gemma_3_12B_it.safetensors) or a Hugging Face folder in bfloat16."
-        raise CheckpointError(setting, path, f"holds quantised weights ({what}), which are not supported", fix)
 
 
 def _read_text_config(path: Path, setting: str) -> Any:
@@ -277,14 +307,20 @@ def _weight_files(folder: Path, setting: str) -> list[Path]:
     return files
 
 
-def _read_header(path: Path, setting: str) -> dict[str, _Tensor]:
+def _read_header(path: Path, setting: str) -> _Stored:
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            return {name: _Tensor(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+            tensors = {name: _Tensor(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+            scaled = ScaledWeights.find(
+                tensors, file.metadata() or {}, lambda name: file.get_tensor(name).numpy().tobytes()
+            )
     except (SafetensorError, OSError) as error:
         problem = f"is truncated, or not a safetensors file ({error})"
         raise CheckpointError(setting, path, problem, "Download it again; only safetensors files are read.") from error
+    except ScaledWeightsError as error:
+        raise CheckpointError(setting, path, error.problem, error.fix) from error
+    return _Stored(tensors, dict(scaled.scales), set(scaled.beside))
 
 
 def _read_json(path: Path, setting: str) -> dict[str, Any]:
