@@ -83,7 +83,7 @@ def window(
     x: Tensor, bias: Tensor | None, kept: Tensor | None, edges: Edges, eps: float | None, keep: int
 ) -> tuple[Tensor, Tensor | None]:
     """As :func:`.frames.window`; ``x`` is left as it was."""
-    x, x_rows = _rows(x)
+    x, x_rows = rows_of(x)
     (batch, channels, frames, height, width), (before, after, margin) = x.shape, edges
     padded = height + 2 * margin, width + 2 * margin
     length = before + frames + after
@@ -153,8 +153,8 @@ def _add(
 def add_(out: Tensor, bias: Tensor | None, skip: Tensor) -> None:
     """As :func:`.frames.add_`."""
     target = out
-    out, out_rows = _rows(out)
-    skip, skip_rows = _rows(skip)
+    out, out_rows = rows_of(out)
+    skip, skip_rows = rows_of(skip)
     batch, channels = out.shape[:2]
     item_rows = out[0, 0].numel()
     tile, block = _tile(channels)
@@ -223,7 +223,7 @@ def _unfold(
 def unfold(x: Tensor, bias: Tensor | None, stride: tuple[int, int, int], dropped: int) -> Tensor:
     """As :func:`..models.video_vae.layout.unfold`."""
     cells = stride[0] * stride[1] * stride[2]
-    x, x_rows = _rows(x)
+    x, x_rows = rows_of(x)
     batch, channels, frames, height, width = x.shape
     channels //= cells
     out = _empty(x, batch, channels, max(0, frames * stride[0] - dropped), height * stride[1], width * stride[2])
@@ -276,7 +276,7 @@ def _to_bytes(x, bias, out, height, width, PATCH: tl.constexpr, BLOCK: tl.conste
 
 def to_bytes(x: Tensor, bias: Tensor, patch: int) -> Tensor:
     """As :func:`..models.video_vae.layout.to_bytes`."""
-    x, _ = _rows(x[:1])
+    x, _ = rows_of(x[:1])
     _, _, frames, height, width = x.shape
     out = torch.empty(frames, height * patch, width * patch, COLOURS, dtype=torch.uint8, device=x.device)
     lines, line = out.shape[0] * out.shape[1], out.shape[2] * COLOURS
@@ -296,7 +296,7 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=LAYOUT)
 
 
-def _rows(x: Tensor) -> tuple[Tensor, int]:
+def rows_of(x: Tensor) -> tuple[Tensor, int]:
     """``x``, copied only where its batch items are not in channels-last order, and rows from one item to the next."""
     _, channels, frames, height, width = x.shape
     places = height * width

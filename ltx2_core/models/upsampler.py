@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..kernels.availability import fused
+from ..kernels.order import in_order
 from .config_reader import ConfigReader
-from .video_vae.layout import Stride, depth_to_space
+from .video_vae.layout import Stride, unfold
 
 NORM_GROUPS = 32
 BLUR_TAPS = 5
@@ -156,6 +158,18 @@ def _find_kind(shapes: Mapping[str, tuple[int, ...]], channels: int) -> Upsample
     raise ConfigError(name, shape or None, f"is of no known kind of upsampler (known: {kinds})", _FIX)
 
 
+def _activated(conv: nn.Conv3d, norm: nn.GroupNorm, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    """SiLU(norm(conv(x)) + skip), in channels-last order where kernels are fused."""
+    if fused(x):
+        from ..kernels.groups_triton import normalised
+
+        assert conv.bias is not None
+        out = F.conv3d(x, in_order(conv.weight), None, padding=conv.padding)
+        return normalised(out, conv.bias, norm.num_groups, norm.weight, norm.bias, norm.eps, skip)
+    out = norm(conv(x))
+    return F.silu(out if skip is None else out + skip)
+
+
 class ResBlock(nn.Module):
     """SiLU(x + norm(conv(SiLU(norm(conv(x))))))."""
 
@@ -167,8 +181,7 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(NORM_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.silu(self.norm1(self.conv1(x)))
-        return F.silu(self.norm2(self.conv2(hidden)) + x)
+        return _activated(self.conv2, self.norm2, _activated(self.conv1, self.norm1, x), x)
 
 
 class ShuffleUpsample(nn.Sequential):
@@ -180,9 +193,7 @@ class ShuffleUpsample(nn.Sequential):
         self.shuffle = traits.shuffle
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.shuffle[0] == 1:
-            return depth_to_space(_per_frame(self[0], x), self.shuffle)
-        return depth_to_space(self[0](x), self.shuffle)[:, :, 1:]
+        return _unfolded(self[0], x, self.shuffle, dropped=self.shuffle[0] - 1)
 
 
 class BlurDown(nn.Module):
@@ -214,11 +225,25 @@ class RationalUpsample(nn.Module):
         self.blur_down = BlurDown(traits.blur_stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.blur_down.stride == 1:
+            return _unfolded(self.conv, x, self.shuffle, dropped=0)
         return _per_frame(self._resample, x)
 
     def _resample(self, frames: Tensor) -> Tensor:
         out: Tensor = self.blur_down(F.pixel_shuffle(self.conv(frames), self.shuffle[1]))
         return out
+
+
+def _unfolded(conv: nn.Module, x: Tensor, shuffle: Stride, dropped: int) -> Tensor:
+    """A convolution of (B, C, F, H, W), or of its frames, unfolded from channels, without the first frames."""
+    assert isinstance(conv, (nn.Conv2d, nn.Conv3d))
+    kernels = fused(x)
+    weight, bias = (in_order(conv.weight), None) if kernels else (conv.weight, conv.bias)
+    if isinstance(conv, nn.Conv3d):
+        out = F.conv3d(x, weight, bias, padding=conv.padding)
+    else:
+        out = _per_frame(lambda frames: F.conv2d(frames, weight, bias, padding=conv.padding), x)
+    return unfold(out, conv.bias if kernels else None, shuffle, dropped)
 
 
 def _per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -266,12 +291,11 @@ class LatentUpsampler(nn.Module):
         channels = self.config.latent_channels
         if latent.ndim != 5 or latent.shape[1] != channels:
             raise ValueError(f"latent must be (B, {channels}, F, H, W), got {tuple(latent.shape)}")
-        x = self.initial_conv(latent.to(self.initial_conv.weight.dtype))
-        x = F.silu(self.initial_norm(x))
+        x = _activated(self.initial_conv, self.initial_norm, latent.to(self.initial_conv.weight.dtype))
         for block in self.res_blocks:
             x = block(x)
         x = self.upsampler(x)
         for block in self.post_upsample_res_blocks:
             x = block(x)
-        out: Tensor = self.final_conv(x)
-        return out
+        last = self.final_conv
+        return F.conv3d(x, in_order(last.weight), last.bias, padding=last.padding).contiguous()

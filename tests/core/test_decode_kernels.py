@@ -11,8 +11,10 @@ import pytest
 import torch
 from ltx2_two_stage.ltx2_core.kernels import frames
 from ltx2_two_stage.ltx2_core.kernels.frames import Edges
+from ltx2_two_stage.ltx2_core.kernels.order import in_order
 from ltx2_two_stage.ltx2_core.loading.synthetic_configs import tiny_config
 from ltx2_two_stage.ltx2_core.loading.synthetic_weights import fill_random_
+from ltx2_two_stage.ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
 from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoVAEConfig, layout
 from ltx2_two_stage.ltx2_core.models.vocoder.activation import AntiAliasedSnake
 from torch import Tensor
@@ -20,22 +22,33 @@ from torch import Tensor
 # float32 sums in another order
 TOLERANCE = 2e-6
 
+One = Callable[[Callable[[], Any]], Any]
 Both = Callable[[Callable[[], Any]], tuple[Any, Any]]
 
 
 @pytest.fixture
-def both(monkeypatch: pytest.MonkeyPatch) -> Both:
-    """Runs a function with Triton's kernels, and with PyTorch's own."""
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> One:
+    """Runs a function with Triton's kernels."""
     if importlib.util.find_spec("triton") is None:
         warnings.warn("the tests of the decoders' kernels did NOT run: Triton is not installed", stacklevel=1)
         pytest.skip("Triton is not installed")
     if torch.cuda.is_available():
         pytest.skip("Triton compiles kernels here, or interprets them, not both: tests/gpu compares them")
 
-    def run(function: Callable[[], Any]) -> tuple[Any, Any]:
+    def run(function: Callable[[], Any]) -> Any:
         with monkeypatch.context() as patch, torch.no_grad():
             patch.setenv("TRITON_INTERPRET", "1")
-            fused = function()
+            return function()
+
+    return run
+
+
+@pytest.fixture
+def both(interpreted: One) -> Both:
+    """Runs a function with Triton's kernels, and with PyTorch's own."""
+
+    def run(function: Callable[[], Any]) -> tuple[Any, Any]:
+        fused = interpreted(function)
         with torch.no_grad():
             return fused, function()
 
@@ -161,3 +174,72 @@ def test_a_whole_stream(both: Both, variant: str) -> None:
     difference = (found.int() - expected.int()).abs()
     assert difference.max() <= 1
     assert difference.float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["", "made in inference mode"])
+@pytest.mark.parametrize("shape", [(4, 6, 3), (4, 6, 3, 3), (4, 6, 3, 3, 3)], ids=len)
+def test_weights_are_put_in_order_once(both: Both, shape: tuple[int, ...], inference: bool) -> None:
+    """The object stays, what shares its old memory stays as it was, and eager kernels get what the file has."""
+    with torch.inference_mode(inference):
+        weight = torch.nn.Parameter(numbers(*shape), requires_grad=False)
+    values, sharing = weight.clone(), weight.detach()
+    order = sharing.stride()
+    assert in_order(weight).stride() == order
+    addresses = []
+
+    def use() -> None:
+        assert in_order(weight) is weight
+        assert torch.equal(weight, values) and torch.equal(sharing, values)
+        addresses.append(weight.data_ptr())
+
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            both(use)
+    assert weight.movedim(1, -1).is_contiguous() and sharing.stride() == order
+    assert len({*addresses, sharing.data_ptr()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "groups", "size"),
+    [(2, 96, 32, (2, 3, 5)), (1, 8, 2, (1, 1, 1)), (2, 64, 2, (3, 7, 13)), (1, 4096, 1, (3, 10, 10))],
+)
+@pytest.mark.parametrize("skipped", [False, True], ids=["", "skip"])
+@pytest.mark.parametrize("order", [channels_last, Tensor.contiguous], ids=["channels-last", "channels-first"])
+def test_group_norm(
+    interpreted: One,
+    batch: int,
+    channels: int,
+    groups: int,
+    size: tuple[int, int, int],
+    skipped: bool,
+    order: Callable[[Tensor], Tensor],
+) -> None:
+    """Of one stretch of rows, of several of which the last is shorter, and of more than are joined at a time."""
+    x, skip = order(numbers(batch, channels, *size)) + 5.0, order(numbers(batch, channels, *size) * 2)
+    bias, weight, shift = numbers(channels), numbers(channels + 1)[1:], numbers(channels + 2)[2:]
+    out = x.double() + bias.view(-1, 1, 1, 1)
+    out = torch.nn.functional.group_norm(out, groups, weight.double(), shift.double(), 1e-5) + (skip if skipped else 0)
+    expected = torch.nn.functional.silu(out)
+
+    def fused() -> Tensor:
+        from ltx2_two_stage.ltx2_core.kernels.groups_triton import normalised
+
+        return normalised(x.clone(), bias, groups, weight, shift, 1e-5, skip if skipped else None)
+
+    found = interpreted(fused)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    assert relative(found, expected) <= 2 * TOLERANCE
+
+
+@pytest.mark.parametrize("kind", list(UpsamplerKind))
+def test_a_whole_upsampler(both: Both, kind: UpsamplerKind) -> None:
+    with torch.device("meta"):
+        module = LatentUpsampler(UpsamplerConfig(kind, 16, 64, 1))
+    upsampler: Any = fill_random_(module, torch.Generator().manual_seed(0), "cpu").eval()
+    latent = numbers(2, 16, 2, 3, 4)
+    eager = upsampler(latent)
+    found, afterwards = both(lambda: upsampler(latent))
+    assert found.is_contiguous()
+    assert relative(found, eager) <= 3 * TOLERANCE
+    # Weights that were put in order serve the eager kernels too
+    assert relative(afterwards, eager) <= TOLERANCE

@@ -12,6 +12,7 @@ import torch
 from ltx2_two_stage.ltx2_core.kernels import availability, frames
 from ltx2_two_stage.ltx2_core.kernels.frames import Edges
 from ltx2_two_stage.ltx2_core.loading.synthetic import fill_random_, tiny_config
+from ltx2_two_stage.ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
 from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoVAEConfig, layout
 from ltx2_two_stage.ltx2_core.models.vocoder.activation import AntiAliasedSnake
 from ltx2_two_stage.ltx2_core.stages import decode
@@ -94,6 +95,45 @@ def test_unfold_and_bytes(cuda: torch.device, stride: tuple[int, int, int]) -> N
     found = layout.to_bytes(x, bias, 4)
     with eager():
         assert torch.equal(found, layout.to_bytes(x.clone(), bias, 4))
+
+
+@pytest.mark.parametrize("channels", [64, 512, 1024])
+@pytest.mark.parametrize("skipped", [False, True], ids=["", "skip"])
+def test_group_norm(cuda: torch.device, channels: int, skipped: bool) -> None:
+    from ltx2_two_stage.ltx2_core.kernels.groups_triton import normalised
+
+    shape = 2, channels, 3, 17, 24
+    x, skip = channels_last(numbers(cuda, *shape)), channels_last(numbers(cuda, *shape) * 2)
+    bias, weight, shift = (numbers(cuda, channels + more)[more:] for more in range(3))
+
+    def run(dtype: torch.dtype) -> Tensor:
+        out = x.to(dtype) + bias.to(dtype).view(-1, 1, 1, 1)
+        out = torch.nn.functional.group_norm(out, 32, weight.to(dtype), shift.to(dtype), 1e-5)
+        return torch.nn.functional.silu(out + skip.to(dtype) if skipped else out)
+
+    found = normalised(x.clone(), bias, 32, weight, shift, 1e-5, skip if skipped else None)
+    assert torch.equal(found, normalised(x.clone(), bias, 32, weight, shift, 1e-5, skip if skipped else None))
+    exact = run(torch.float64)
+    assert error(found, exact) <= error(run(torch.bfloat16), exact) + A_LITTLE
+
+
+@pytest.mark.parametrize("kind", list(UpsamplerKind))
+@torch.no_grad()
+def test_a_whole_upsampler(cuda: torch.device, kind: UpsamplerKind) -> None:
+    with torch.device("meta"):
+        module = LatentUpsampler(UpsamplerConfig(kind, 16, 64, 2))
+    exact: Any = fill_random_(module, torch.Generator().manual_seed(0), "cpu").eval()
+    with torch.device("meta"):
+        rounded: Any = LatentUpsampler(exact.config)
+    rounded = rounded.to(torch.bfloat16).to_empty(device=cuda).requires_grad_(False)
+    rounded.load_state_dict(exact.state_dict())
+    latent = numbers(cuda, 1, 16, 5, 6, 9)
+    wanted = exact(latent.cpu().float()).to(cuda)
+    with eager():
+        plain = error(rounded(latent), wanted)
+    found = rounded(latent)
+    assert found.is_contiguous() and torch.equal(found, rounded(latent))
+    assert error(found, wanted) <= 1.1 * plain
 
 
 @pytest.mark.parametrize(("channels", "length"), [(3, 1), (24, 5000), (7, 1018), (2, 4097)])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import VideoVAEConfig
-from .layers import Carry, ResBlocks, SpaceTimeConv, Weights, up_block
+from .layers import Carry, ResBlocks, SpaceTimeConv, up_block
 from .layout import to_bytes, to_pixels
 from .statistics import LatentStatistics
 from .tiling import Tiles, Tiling
@@ -50,7 +50,7 @@ class VideoDecoder(nn.Module):
             ValueError: the latent has another number of channels, or is too small for the edge padding.
         """
         self._check(latent)
-        (pixels,) = self._stream(latent, None, to_pixels, Weights())
+        (pixels,) = self._stream(latent, None, to_pixels)
         return pixels
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class VideoDecoder(nn.Module):
         self._check(latent)
         frames_per_pass = self._limit(latent, frames_per_pass)
         if tiling is None:
-            yield from self._stream(latent, frames_per_pass, to_pixels, Weights())
+            yield from self._stream(latent, frames_per_pass, to_pixels)
             return
         tiles = tiling.split(latent.shape[2], latent.shape[3], latent.shape[4], self.config.scale)
         dtype = self.conv_in.conv.weight.dtype
@@ -111,7 +111,7 @@ class VideoDecoder(nn.Module):
             ValueError: as :meth:`decode_streamed`.
         """
         self._check(latent)
-        yield from self._stream(latent[:1], self._limit(latent, frames_per_pass), to_bytes, Weights())
+        yield from self._stream(latent[:1], self._limit(latent, frames_per_pass), to_bytes)
 
     def frames_per_pass(self, height: int, width: int) -> int:
         """How many frames of ``height`` x ``width`` latent cells a layer handles at a time: what fits PASS_BYTES."""
@@ -129,8 +129,7 @@ class VideoDecoder(nn.Module):
     def _blended(self, latent: Tensor, tiles: Tiles, limit: int | None) -> Iterator[Tensor]:
         """Streams all tiles of a frame side by side and yields their weighted sums, (B, 3, f, H, W) in float32."""
         grid = [(row, column) for row in tiles.rows for column in tiles.columns]
-        shared = Weights()
-        streams = [self._stream(latent[..., row.cells, column.cells], limit, to_pixels, shared) for row, column in grid]
+        streams = [self._stream(latent[..., row.cells, column.cells], limit, to_pixels) for row, column in grid]
         weights = [torch.outer(row.weight, column.weight).to(latent.device) for row, column in grid]
         height, width = tiles.rows[-1].pixels.stop, tiles.columns[-1].pixels.stop
         for first in streams[0]:
@@ -157,13 +156,13 @@ class VideoDecoder(nn.Module):
         return [self.conv_in, *blocks, self.conv_out]
 
     def _stream(
-        self, latent: Tensor, limit: int | None, finish: Callable[[Tensor, Tensor, int], Tensor], weights: Weights
+        self, latent: Tensor, limit: int | None, finish: Callable[[Tensor, Tensor, int], Tensor]
     ) -> Iterator[Tensor]:
         """Runs pieces of at most ``limit`` frames through the stages, the deepest piece first.
 
         ``finish`` makes pictures of what the last convolution makes, without its bias.
         """
-        stages, carry = self._stages, Carry(weights=weights)
+        stages, carry = self._stages, Carry()
         x = self.per_channel_statistics.denormalise(latent).to(self.conv_in.conv.weight.dtype)
         # Stage and input of what is to be done; what is further down the list comes later in time.
         waiting = [(0, x, True)]

@@ -19,32 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.availability import fused
 from ...kernels.frames import Edges, add_, window
+from ...kernels.order import in_order
 from .config import ResampleStage, ResStage, Stage
 from .layout import space_to_depth, unfold
 
 NORM_EPS = 1e-8  # the audio VAE has 1e-6
 KERNEL = 3
 TIME = 2  # the frame axis
-
-
-class Weights:
-    """Weights in the order in which a convolution reads them, made once for a clip.
-
-    Where kernels are fused that is channels-last, which files do not have and which libraries would make at every call.
-    It takes the memory of the weights once more while a clip is being decoded.
-    """
-
-    def __init__(self) -> None:
-        self._made: dict[nn.Module, Tensor] = {}
-
-    def of(self, conv: nn.Conv3d) -> Tensor:
-        if not fused(conv.weight):
-            return conv.weight
-        if conv not in self._made:
-            self._made[conv] = conv.weight.contiguous(memory_format=torch.channels_last_3d)
-        return self._made[conv]
 
 
 @dataclass
@@ -55,11 +37,9 @@ class Carry:
 
     Attributes:
         last: whether the piece in hand is the clip's last.
-        weights: of the convolutions; streams side by side share them.
     """
 
     last: bool = True
-    weights: Weights = field(default_factory=Weights)
     _frames: dict[nn.Module, Tensor] = field(default_factory=dict)
     _skips: dict[nn.Module, list[Tensor]] = field(default_factory=dict)
     _begun: set[nn.Module] = field(default_factory=set)
@@ -131,7 +111,7 @@ class SpaceTimeConv(nn.Module):
         if x.shape[TIME]:
             frames = self._window(x, x_bias, carry)
             if frames.shape[TIME] >= KERNEL:
-                out = F.conv3d(frames, carry.weights.of(conv), None, padding=conv.padding)
+                out = F.conv3d(frames, in_order(conv.weight), None, padding=conv.padding)
                 return out.add_(self.bias.view(-1, 1, 1, 1)) if biased else out
         return x.new_empty(x.shape[0], conv.out_channels, 0, *x.shape[3:])
 
