@@ -1,0 +1,273 @@
+"""The pack in ComfyUI's page: progress in words and pictures on the nodes, and the device panel."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import Page
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOW = ROOT / "workflows" / "ltx2_two_stage_text_to_video.json"
+PANEL, PREVIEW = ".ltx2-panel", "b_preview_with_metadata"
+TAB, ENTER = ("Tab", 9), ("Enter", 13)
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("browser")]
+
+# Enough steps to be looked at while they run; the rest of the official workflow made tiny
+TINY = {"text_encoder": "gemma-2.3", "width": 256, "height": 128, "frames": 17, "steps": 30, "filename_prefix": "page"}
+
+
+def show_workflow(page: Page, **changes: Any) -> None:
+    """Loads the example without its notes, and watches for pictures and the words on its nodes."""
+    graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
+    graph["nodes"] = [node for node in graph["nodes"] if node["type"] != "MarkdownNote"]
+    graph["groups"] = []
+    page.run(f"app.loadGraphData({json.dumps(graph)})")
+    page.run(
+        f"""(() => {{
+            const values = {json.dumps({**TINY, **changes})}
+            for (const node of app.graph._nodes)
+                for (const widget of node.widgets ?? [])
+                    if (widget.name in values) widget.value = values[widget.name]
+            const api = window.comfyAPI.api.api
+            window.seen = {{ pictures: [], words: [], ends: [] }}
+            api.addEventListener('{PREVIEW}', (e) => seen.pictures.push(e.detail.nodeId))
+            api.addEventListener('progress_text', (e) => seen.words.push([String(e.detail.nodeId), e.detail.text]))
+            for (const end of ['execution_success', 'execution_error', 'execution_interrupted'])
+                api.addEventListener(end, (e) => seen.ends.push([end, e.detail.exception_message ?? '']))
+        }})()"""
+    )
+
+
+def queue(page: Page) -> None:
+    page.run("seen.pictures = [], seen.words = [], seen.ends = [], app.queuePrompt(0)")
+
+
+def wait_for_end(page: Page, end: str = "execution_success") -> None:
+    page.wait_for("seen.ends.length > 0", 240)
+    assert page.run("seen.ends[0]")[0] == end, page.run("seen.ends")
+
+
+def node_id(page: Page, kind: str) -> str:
+    return str(page.run(f"app.graph._nodes.find((node) => node.type === '{kind}').id"))
+
+
+def words(page: Page, kind: str) -> list[str]:
+    """What a node has said, oldest first."""
+    node = node_id(page, kind)
+    return [text for named, text in page.run("seen.words") if named == node]
+
+
+def toggle_panel(page: Page) -> None:
+    page.run("app.extensionManager.command.execute('Workspace.ToggleSidebarTab.ltx2-models')")
+    page.wait_for(f"!!document.querySelector('{PANEL} h2')")
+
+
+def panel_text(page: Page) -> str:
+    return str(page.run(f"document.querySelector('{PANEL}').innerText"))
+
+
+def wait_for_panel(page: Page, text: str, seconds: float = 60.0) -> None:
+    page.wait_for(f"document.querySelector('{PANEL}').innerText.includes({json.dumps(text)})", seconds)
+
+
+def close_messages(page: Page) -> None:
+    page.run("app.extensionManager.toast.removeAll()")
+
+
+def use_theme(page: Page, name: str) -> None:
+    page.run(f"app.extensionManager.setting.set('Comfy.ColorPalette', '{name}')")
+
+
+def width_of_panel(page: Page, width: int) -> None:
+    """As dragging the sidebar's edge does it."""
+    page.run(
+        f"""(() => {{
+            const side = document.querySelector('{PANEL}').closest('.p-splitterpanel')
+            side.style.flex = '0 0 {width}px'
+            side.style.minWidth = side.style.maxWidth = '{width}px'
+        }})()"""
+    )
+
+
+def picture_of(page: Page, name: str, folder: Path, clip: str | None = None) -> None:
+    """Saves what is seen, for people to look at: into docs/images where SAVE_IMAGES=1."""
+    target = ROOT / "docs" / "images" if os.environ.get("SAVE_IMAGES") == "1" else folder
+    box = page.run(f"document.querySelector('{clip}').getBoundingClientRect().toJSON()") if clip else None
+    page.screenshot(target / name, box and {key: box[key] for key in ("x", "y", "width", "height")})
+
+
+@pytest.fixture
+def released(host: Any) -> Iterator[None]:
+    """No run in progress, and the mode that the workflow asks for, before and after."""
+    host.post("/ltx2/mode", {"mode": "auto"})
+    yield
+    host.post("/ltx2/mode", {"mode": "auto"})
+
+
+def test_before_any_run_the_panel_says_what_to_do(page: Page) -> None:
+    toggle_panel(page)
+    wait_for_panel(page, "No models are open")
+    assert "Queue a workflow with LTX-2 Loader" in panel_text(page)
+    assert page.run(f"document.querySelector('{PANEL} .ltx2-opened').hidden")
+
+
+def test_actions_without_models_are_refused_with_what_to_do(host: Any) -> None:
+    for action in ("release", "restore", "mode"):
+        answer = host.post(f"/ltx2/{action}", {"mode": "auto"})
+        assert answer["error"] == "No models are open." and "LTX-2 Loader" in answer["fix"]
+
+
+def test_a_run_shows_words_and_pictures_and_the_panel_follows(page: Page, host: Any, tmp_path: Path) -> None:
+    show_workflow(page)
+    close_messages(page)
+    toggle_panel(page)
+    queue(page)
+    page.wait_for("seen.pictures.length > 0", 120)
+    wait_for_panel(page, "Stage 1: ")
+    page.wait_for("seen.words.some(([node, text]) => text.includes('left'))")
+    picture_of(page, "page-running.png", tmp_path)
+    denoise = node_id(page, "LTX2TwoStageDenoise")
+    assert denoise in page.run("seen.pictures")
+    shown = page.run(
+        f"app.graph.getNodeById({denoise}).widgets.find((widget) => widget.name === '$$node-text-preview').value"
+    )
+    assert shown.startswith("Stage 1: ")
+    wait_for_end(page)
+    said = words(page, "LTX2TwoStageDenoise")
+    assert said[0] == "Stage 1: 0 of 30 steps"
+    assert any("steps, about" in text and text.endswith("left") for text in said)
+    assert said[-1].startswith("Stage 1: ") and "peak" in said[-1] and said[-1].endswith("Device mode: original")
+    assert words(page, "LTX2TwoStageDecode")[-1].startswith("Decoding: ")
+    wait_for_panel(page, "Last runs")
+    text = panel_text(page)
+    assert "original" in text and "auto: without a GPU" in text
+    assert all(row in text for row in ("Base transformer", "Stage-2 transformer", "LoRAs", "Text encoder", "Upsampler"))
+    assert all(stage in text for stage in ("Encoding text", "Stage 1", "Upsampling", "Stage 2", "Decoding"))
+    assert page.run(f"document.querySelectorAll('{PANEL} .ltx2-stacked').length") == 1
+    assert host.get("/ltx2/status")["stage"] is None
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_the_panel_is_readable_in_both_themes_and_when_narrow(page: Page, theme: str, tmp_path: Path) -> None:
+    page.resize(1440, 1180)
+    use_theme(page, theme)
+    toggle_panel(page)
+    wait_for_panel(page, "Last runs")
+    close_messages(page)
+    for width in (480, 320):
+        width_of_panel(page, width)
+        page.wait_for(f"document.querySelector('{PANEL}').clientWidth <= {width}")
+        inner = page.run(
+            f"(({{ scrollWidth, clientWidth }}) => [scrollWidth, clientWidth])(document.querySelector('{PANEL}'))"
+        )
+        assert inner[0] <= inner[1], "nothing is cut off at the side"
+        picture_of(page, f"panel-{theme}-{width}.png", tmp_path, PANEL)
+    contrasts = page.run(CONTRASTS)
+    assert min(contrasts.values()) >= 4.5, contrasts
+    use_theme(page, "dark")
+
+
+# WCAG's contrast of every text in the panel with what is behind it
+CONTRASTS = """(() => {
+    const canvas = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true })
+    const over = (colours) => {
+        canvas.globalAlpha = 1
+        canvas.fillStyle = '#fff'
+        canvas.fillRect(0, 0, 1, 1)
+        for (const colour of colours) { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1) }
+        return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
+    }
+    const light = (rgb) => {
+        const [r, g, b] = rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+    }
+    const found = {}
+    for (const element of document.querySelectorAll('.ltx2-panel *')) {
+        const text = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.textContent.trim()).join('')
+        if (!text || !element.offsetParent || element.closest("[aria-disabled='true']")) continue
+        const behind = []
+        for (let at = element; at; at = at.parentElement) behind.unshift(getComputedStyle(at).backgroundColor)
+        const [a, b] = [over(behind), over([...behind, getComputedStyle(element).color])].map(light)
+        found[text.slice(0, 30)] = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)
+    }
+    return found
+})()"""
+
+
+def test_release_and_restore_with_the_keyboard(page: Page, host: Any) -> None:
+    toggle_panel(page)
+    wait_for_panel(page, "Last runs")
+    held = host.get("/ltx2/status")["models"]["memory"]["ours"]
+    assert held > 0
+    page.run(f"document.querySelector('{PANEL} select').focus()")
+    page.press(*TAB)
+    assert page.run("document.activeElement.textContent") == "Release"
+    page.press(*ENTER)
+    wait_for_panel(page, "Released ")
+    assert host.get("/ltx2/status")["models"]["memory"]["ours"] == 0
+    assert page.run("document.activeElement.textContent") == "Release", "the focus stays where it was"
+    page.press(*ENTER)
+    wait_for_panel(page, "Nothing is loaded.")
+    page.press(*TAB)
+    page.press(*ENTER)
+    wait_for_panel(page, "Restored ")
+    assert 0 < host.get("/ltx2/status")["models"]["memory"]["ours"] <= held
+
+
+def test_a_mode_from_the_panel_holds_from_the_next_run_on(page: Page, host: Any, released: None) -> None:
+    show_workflow(page, steps=2)
+    toggle_panel(page)
+    wait_for_panel(page, "Device mode")
+    select = f"document.querySelector('{PANEL} select')"
+    page.run(f"{select}.value = 'snapshot', {select}.dispatchEvent(new Event('change'))")
+    wait_for_panel(page, "The next run takes it")
+    mode = host.get("/ltx2/status")["models"]["mode"]
+    assert (mode["name"], mode["wanted"]) == ("original", "snapshot")
+    page.run("app.graph._nodes.find((node) => node.type === 'LTX2TwoStageDenoise').widgets[5].value = 11")
+    queue(page)
+    wait_for_end(page)
+    wait_for_panel(page, "set in the device panel")
+    mode = host.get("/ltx2/status")["models"]["mode"]
+    assert (mode["name"], mode["setting"], mode["wanted"]) == ("snapshot", "snapshot", None)
+
+
+@pytest.mark.parametrize("wanted", ["fast", None, 3, ["auto"], {}])
+def test_a_mode_that_does_not_exist_is_refused(host: Any, wanted: Any) -> None:
+    answer = host.post("/ltx2/mode", {"mode": wanted})
+    assert "is no device mode" in answer["error"] and "snapshot-low" in answer["fix"]
+    assert "must be a JSON object" in host.post("/ltx2/mode", [wanted])["error"]
+
+
+def test_without_previews_in_the_settings_there_are_none(page: Page) -> None:
+    page.run("app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', 'none')")
+    try:
+        show_workflow(page, steps=4, seed=21)
+        queue(page)
+        wait_for_end(page)
+        assert page.run("seen.pictures") == []
+        assert any("Stage 1" in text for text in words(page, "LTX2TwoStageDenoise"))
+    finally:
+        page.run("app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', 'auto')")
+
+
+def test_a_run_in_progress_is_left_alone_and_can_be_interrupted(page: Page, host: Any) -> None:
+    show_workflow(page, steps=400, seed=31)
+    toggle_panel(page)
+    queue(page)
+    page.wait_for("seen.words.some(([node, text]) => text.includes('of 400 steps, about'))", 120)
+    assert "in progress" in host.post("/ltx2/release", {})["error"]
+    assert "running" in host.post("/ltx2/restore", {})["error"]
+    wait_for_panel(page, "of 400 steps")
+    page.run("window.comfyAPI.api.api.interrupt()")
+    wait_for_end(page, "execution_interrupted")
+    assert words(page, "LTX2TwoStageDenoise")[-1].startswith("Stopped: Stage 1: ")
+    page.wait_for(f"document.querySelector('{PANEL} .ltx2-stage').hidden")
+    show_workflow(page, steps=2, seed=32)
+    queue(page)
+    wait_for_end(page)
+    assert host.get("/ltx2/status")["busy"] is False

@@ -1,0 +1,26 @@
+/** Numbers in words, as everywhere in this pack: sizes in GB with one decimal, times in the unit that reads best. */
+
+/** @param {number} bytes */
+export function size(bytes) {
+  if (bytes >= 5e7) return `${(bytes / 1e9).toFixed(1)} GB`
+  return bytes > 0 ? `${(bytes / 1e6).toFixed(1)} MB` : '0 GB'
+}
+
+/** @param {number} ms */
+export function duration(ms) {
+  if (ms < 999.5) return `${Math.round(ms)} ms`
+  if (ms < 59_950) return `${(ms / 1000).toFixed(1)} s`
+  const seconds = Math.round(ms / 1000)
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`
+  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`
+}
+
+/** The time of day of a moment in seconds since 1970, in the reader's own form. */
+export function clock(seconds) {
+  return new Date(seconds * 1000).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })
+}
+
+/** The last part of a path of either kind. */
+export function fileName(path) {
+  return path.split(/[\\/]/).pop() ?? path
+}

@@ -1,0 +1,287 @@
+/**
+ * The panel's page: builds its elements once and fills them from a status (nodes/panel.py). Controls are never replaced,
+ * so that the keyboard's focus stays where it is while events come in.
+ */
+import { clock, duration, fileName, size } from './format.js'
+
+/** Of stages, by the order in which they are first seen; the colours of the report's chart. */
+const COLOURS = 8
+
+/** An element with properties (attributes where the name has a dash, or is role) and children. */
+function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag)
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes('-') || name === 'role') element.setAttribute(name, value)
+    else element[name] = value
+  }
+  element.append(...children)
+  return element
+}
+
+function section(title, ...children) {
+  const heading = h('h3', { id: `ltx2-${title.toLowerCase().replaceAll(' ', '-')}` }, title)
+  return h('section', { 'aria-labelledby': heading.id }, heading, ...children)
+}
+
+/** A bar of parts of a whole, with a line of figures above it; both say the same. */
+function meter() {
+  const label = h('span')
+  const figures = h('span', { className: 'ltx2-figures' })
+  const bar = h('div', { className: 'ltx2-bar', role: 'img' })
+  const element = h('div', { className: 'ltx2-meter' }, h('div', { className: 'ltx2-line' }, label, figures), bar)
+  /** @param {{name: string, value: number, kind: string}[]} parts */
+  function show(title, text, parts, total) {
+    label.textContent = title
+    figures.textContent = text
+    bar.setAttribute('aria-label', `${title}: ${text}`)
+    bar.replaceChildren(
+      ...parts
+        .filter((part) => part.value > 0)
+        .map((part) => {
+          const segment = h('span', { className: part.kind, title: `${part.name}: ${size(part.value)}` })
+          segment.style.width = `${total > 0 ? Math.min(100, (100 * part.value) / total) : 0}%`
+          return segment
+        })
+    )
+  }
+  return { element, show }
+}
+
+/**
+ * @param {{release: () => void, restore: () => void, changeMode: (name: string) => void}} actions
+ */
+export function createView(actions) {
+  const subtitle = h('p', { className: 'ltx2-faint ltx2-files' })
+  const stageText = h('span')
+  const stageBar = h('progress', { max: 1, value: 0, 'aria-label': 'Progress of the stage' })
+  const stage = h('div', { className: 'ltx2-stage', hidden: true }, stageText, stageBar)
+  const message = h('p', { className: 'ltx2-message', role: 'status', hidden: true })
+
+  const empty = h(
+    'div',
+    { className: 'ltx2-empty' },
+    h('i', { className: 'pi pi-microchip', 'aria-hidden': 'true' }),
+    h('p', {}, h('strong', {}, 'No models are open')),
+    h('p', { className: 'ltx2-faint' }, 'Queue a workflow with LTX-2 Loader. Where its models live, and what each stage costs, is shown here.')
+  )
+
+  const modeName = h('strong', { className: 'ltx2-mode' })
+  const modeOrigin = h('span', { className: 'ltx2-badge' })
+  const modeReason = h('p', { className: 'ltx2-faint' })
+  const modeSelect = h('select', { id: 'ltx2-mode-select', onchange: () => actions.changeMode(modeSelect.value) })
+  const modeWords = h('p', { className: 'ltx2-faint', id: 'ltx2-mode-words' })
+  modeSelect.setAttribute('aria-describedby', modeWords.id)
+  const mode = section(
+    'Device mode',
+    h('div', { className: 'ltx2-line' }, modeName, modeOrigin),
+    modeReason,
+    h('div', { className: 'ltx2-field' }, h('label', { htmlFor: modeSelect.id }, 'For the next run'), modeSelect),
+    modeWords
+  )
+
+  const vram = meter()
+  const pinned = meter()
+  const release = button('Release', actions.release)
+  const restore = button('Restore', actions.restore)
+  const memory = section(
+    'Memory',
+    vram.element,
+    pinned.element,
+    h('div', { className: 'ltx2-buttons' }, release, restore)
+  )
+
+  const places = h('tbody')
+  const placeHead = h('th', { scope: 'col' })
+  const hostHead = h('th', { scope: 'col' }, 'Host')
+  const where = section(
+    'What is where',
+    h(
+      'table',
+      {},
+      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, h('span', { className: 'ltx2-hidden' }, 'Component')), placeHead, hostHead)),
+      places
+    )
+  )
+
+  const runList = h('div', { className: 'ltx2-runs' })
+  const runs = section('Last runs', runList)
+
+  const opened = h('div', { className: 'ltx2-opened' }, mode, memory, where)
+  const element = h(
+    'div',
+    { className: 'ltx2-panel' },
+    h('header', {}, h('h2', {}, 'LTX-2 models'), subtitle, stage),
+    message,
+    empty,
+    opened,
+    runs
+  )
+
+  function show(status) {
+    const { models } = status
+    empty.hidden = models !== null
+    opened.hidden = models === null
+    runs.hidden = status.runs.length === 0
+    subtitle.hidden = models === null
+    showStage(status.stage)
+    if (models) showModels(models, status)
+    runList.replaceChildren(...runRows(status.runs))
+  }
+
+  function showStage(now) {
+    stage.hidden = !now
+    if (!now) return
+    stageText.textContent = now.text
+    stageBar.max = Math.max(1, now.total)
+    stageBar.value = now.done
+  }
+
+  function showModels(models, status) {
+    const file = fileName(models.checkpoint)
+    subtitle.replaceChildren(
+      h('span', { title: models.checkpoint }, file),
+      h('span', {}, `LTX-${models.generation}, ${models.dtype}, ${models.device}`)
+    )
+    showMode(models.mode, status.modes)
+    showMemory(models, status.busy)
+    const onGpu = models.place === 'GPU'
+    placeHead.textContent = onGpu ? 'GPU' : 'Memory'
+    // Without a GPU there is one memory, and nothing has a second copy in it
+    hostHead.hidden = !onGpu
+    places.replaceChildren(...models.components.map((row) => placeRow(row, onGpu)))
+  }
+
+  function showMode({ name, reason, setting, wanted }, modes) {
+    modeName.textContent = name
+    modeOrigin.textContent = setting === 'auto' ? 'auto' : 'fixed'
+    modeReason.textContent = reason
+    if (modeSelect.options.length !== modes.length) {
+      modeSelect.replaceChildren(...modes.map((choice) => h('option', { value: choice.name }, choice.name)))
+    }
+    const next = wanted ?? setting
+    modeSelect.value = next
+    const words = modes.find((choice) => choice.name === next)?.words ?? ''
+    const validity = wanted
+      ? 'The next run takes it and loads the transformer again.'
+      : 'A choice here holds until ComfyUI restarts or LTX-2 Loader’s settings change.'
+    modeWords.textContent = `${words} ${validity}`
+  }
+
+  function showMemory({ memory: all, pinned: locked, place, restorable }, busy) {
+    const onGpu = place === 'GPU'
+    vram.show(
+      onGpu ? 'VRAM' : 'Memory (no GPU)',
+      `${size(all.ours)} of ${size(all.total)}`,
+      [
+        { name: 'These models', value: all.ours, kind: 'ltx2-ours' },
+        { name: 'Other use', value: all.other, kind: 'ltx2-other' }
+      ],
+      all.total
+    )
+    pinned.element.hidden = !onGpu
+    const limit = locked.limit ?? locked.held
+    pinned.show(
+      'Page-locked host memory',
+      `${size(locked.held)} of ${size(limit)}`,
+      [{ name: 'Page-locked', value: locked.held, kind: 'ltx2-ours' }],
+      limit
+    )
+    disable(release, busy ? 'A run is in progress' : all.ours === 0 ? 'Nothing is loaded' : '', 'Gives the memory back; the next run restores what it needs')
+    disable(restore, busy ? 'A run is in progress' : restorable ? '' : 'Nothing was released', 'Brings back what was released')
+  }
+
+  /** A button that, where it cannot act, says why. */
+  function button(label, action) {
+    const disabled = (element) => element.getAttribute('aria-disabled') === 'true'
+    const onclick = ({ currentTarget }) => (disabled(currentTarget) ? say(`${currentTarget.title}.`) : action())
+    return h('button', { type: 'button', onclick }, label)
+  }
+
+  /** A message about an action, or nothing. */
+  function say(text, failed = false) {
+    message.hidden = !text
+    message.textContent = text
+    message.classList.toggle('ltx2-failed', failed)
+  }
+
+  return { element, show, say }
+}
+
+/** Not the property "disabled": that would take the keyboard's focus away in the middle of a run. */
+function disable(button, why, what) {
+  button.setAttribute('aria-disabled', String(why !== ''))
+  button.title = why || what
+}
+
+function placeRow({ name, device, host, note }, onGpu) {
+  const title = h('th', { scope: 'row' }, name)
+  if (note) title.append(h('small', {}, note))
+  const cells = [device, host].slice(0, onGpu ? 2 : 1).map((bytes) => h('td', {}, bytes ? size(bytes) : '–'))
+  return h('tr', {}, title, ...cells)
+}
+
+/** Every run as a stacked bar, all on one scale; the latest with what its stages took. */
+function runRows(runs) {
+  const colours = new Map()
+  const colour = (name) => {
+    if (!colours.has(name)) colours.set(name, colours.size % COLOURS)
+    return `ltx2-stage-${colours.get(name)}`
+  }
+  const totals = runs.map((run) => run.stages.reduce((sum, stage) => sum + stage.ms, 0))
+  const longest = Math.max(...totals, 1)
+  return runs.map((run, index) => {
+    const stages = byName(run.stages)
+    const title = [run.recipe, run.mode].filter(Boolean).join(', ')
+    const words = stages.map((stage) => `${stage.label} ${duration(stage.ms)}`).join(', ')
+    const bar = h('div', { className: 'ltx2-bar ltx2-stacked', role: 'img', 'aria-label': `${duration(totals[index])}: ${words}` })
+    bar.style.width = `${Math.max(4, (100 * totals[index]) / longest)}%`
+    for (const stage of stages) {
+      const segment = h('span', { className: colour(stage.name), title: `${stage.label}: ${duration(stage.ms)}` })
+      segment.style.flexGrow = String(stage.ms)
+      bar.append(segment)
+    }
+    const row = h(
+      'div',
+      { className: 'ltx2-run' },
+      h(
+        'div',
+        { className: 'ltx2-line' },
+        h('span', {}, h('span', { className: 'ltx2-faint' }, clock(run.ended)), ` ${title}`),
+        h('span', { className: 'ltx2-figures' }, duration(totals[index]))
+      ),
+      bar
+    )
+    if (index === 0) row.append(legend(stages, colour))
+    return row
+  })
+}
+
+function legend(stages, colour) {
+  return h(
+    'ul',
+    { className: 'ltx2-legend' },
+    ...stages.map((stage) =>
+      h(
+        'li',
+        {},
+        h('i', { className: colour(stage.name), 'aria-hidden': 'true' }),
+        h('span', {}, stage.label),
+        h('span', { className: 'ltx2-figures' }, duration(stage.ms)),
+        h('span', { className: 'ltx2-figures ltx2-faint', title: 'Peak memory' }, size(stage.peak_bytes))
+      )
+    )
+  )
+}
+
+/** Stages of one name as one: a prompt and its negative may have been encoded apart. */
+function byName(stages) {
+  const found = new Map()
+  for (const stage of stages) {
+    const same = found.get(stage.name)
+    if (same) {
+      same.ms += stage.ms
+      same.peak_bytes = Math.max(same.peak_bytes, stage.peak_bytes)
+    } else found.set(stage.name, { ...stage })
+  }
+  return [...found.values()]
+}
