@@ -1,8 +1,7 @@
-"""The pack inside a real ComfyUI, on tiny files: nodes, example workflows, errors, interrupts, memory between runs."""
+"""The pack inside a real ComfyUI, on tiny files: nodes, errors, interrupts, memory between runs."""
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parents[2]
-WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
 # The smallest clip that still has two latent frames
@@ -146,33 +143,6 @@ def check_clip(path: Path, width: int, height: int, frames: int, fps: float) -> 
         assert max(float(abs(part).max()) for part in sound) > 1e-3
 
 
-def api_prompt(workflow: dict[str, Any], info: dict[str, Any]) -> Prompt:
-    """A saved graph as the page would queue it: links by slot, widget values in the order of the declared inputs."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    prompt: Prompt = {}
-    for item in workflow["nodes"]:
-        if item["type"] not in info:
-            assert item["type"] == "MarkdownNote", item["type"]
-            continue
-        declared = info[item["type"]]
-        slots = {slot["name"]: slot for slot in item["inputs"]}
-        values, inputs = iter(item["widgets_values"]), {}
-        specs = {**declared["input"]["required"], **declared["input"].get("optional", {})}
-        order = [*declared["input_order"]["required"], *declared["input_order"].get("optional", [])]
-        for name in order:
-            kind, options = specs[name][0], (specs[name][1] if len(specs[name]) > 1 else {})
-            widget = isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-            if widget or kind.startswith("COMFY_DYNAMICCOMBO"):
-                inputs[name] = next(values)
-                if options.get("control_after_generate") or options.get("image_upload"):
-                    next(values)
-            elif slots[name]["link"] is not None:
-                inputs[name] = links[slots[name]["link"]]
-        assert not list(values), f"{item['type']} has values for widgets that it does not have"
-        prompt[str(item["id"])] = {"class_type": item["type"], "inputs": inputs}
-    return prompt
-
-
 def our_nodes(host: Any) -> dict[str, Any]:
     return {name: node for name, node in host.get("/object_info").items() if name.startswith("LTX2TwoStage")}
 
@@ -196,31 +166,6 @@ def test_the_loader_lists_files_and_folders(host: Any) -> None:
     encoders = inputs["text_encoder"][1]["options"]
     assert encoders == ["gemma-2.0", "gemma-2.3", "gemma-wide"], "weights inside a folder are not offered on their own"
     assert inputs["upsampler"][1]["options"][0] == "none"
-
-
-def test_the_template_browser_lists_the_workflows(host: Any) -> None:
-    templates = host.get("/api/workflow_templates")
-    assert sorted(templates["ltx2-two-stage"]) == [path.stem for path in WORKFLOWS]
-    for path in WORKFLOWS:
-        served = host.get(f"/api/workflow_templates/ltx2-two-stage/{path.name}")
-        assert served == json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_example_workflows_run_from_start_to_video(host: Any, path: Path) -> None:
-    prompt = api_prompt(json.loads(path.read_text(encoding="utf-8")), host.get("/object_info"))
-    # Official defaults, but for what makes a tiny run tiny
-    for item in prompt.values():
-        if item["class_type"] == "LTX2TwoStageLoader":
-            assert item["inputs"]["checkpoint"] == LOADER["inputs"]["checkpoint"]  # type: ignore[index]
-            item["inputs"]["text_encoder"] = "gemma-2.3"
-        if "width" in item["inputs"]:
-            official = {"width": 768, "height": 512, "frames": 121, "fps": 24, "seed": 10, "steps": 0}
-            assert {key: item["inputs"][key] for key in official} == official
-            item["inputs"] |= {"width": WIDTH, "height": HEIGHT, "frames": FRAMES, "steps": STEPS}
-    saver = next(key for key, item in prompt.items() if item["class_type"] == "SaveVideo")
-    outputs = host.run(prompt)
-    check_clip(outputs[saver][0], WIDTH, HEIGHT, FRAMES, FPS)
 
 
 @pytest.mark.parametrize(
