@@ -222,16 +222,24 @@ def to_video(images: Tensor, audio: Mapping[str, Any], fps: float) -> Any:
 
 
 class ImageSink:
-    """A :class:`~..ltx2_core.media.sink.FrameSink` that keeps the clip for an IMAGE output."""
+    """A :class:`~..ltx2_core.media.sink.FrameSink` that makes an IMAGE while the next frames are being decoded.
 
-    def __init__(self) -> None:
-        self._chunks: list[Tensor] = []
+    Args:
+        frames: of the clip.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self._total, self._done = frames, 0
+        self._images: Tensor | None = None
 
     def open(self, width: int, height: int, fps: float, audio_rate: int | None) -> None:
-        self._chunks.clear()
+        self.abort()
 
     def frames(self, frames: Tensor) -> None:
-        self._chunks.append(frames)
+        if self._images is None:
+            self._images = torch.empty(self._total, *frames.shape[1:], dtype=torch.float32)
+        begin, self._done = self._done, self._done + frames.shape[0]
+        torch.div(frames, 255.0, out=self._images[begin : self._done])
 
     def audio(self, clip: AudioClip) -> None: ...
 
@@ -239,8 +247,14 @@ class ImageSink:
         return None
 
     def abort(self) -> None:
-        self._chunks.clear()
+        self._images, self._done = None, 0
 
     def images(self) -> Tensor:
-        """IMAGE (F, H, W, 3), float32 in 0..1."""
-        return torch.cat(self._chunks).float().div_(255.0)
+        """IMAGE (F, H, W, 3), float32 in 0..1.
+
+        Raises:
+            RuntimeError: frames are missing.
+        """
+        if self._images is None or self._done != self._total:
+            raise RuntimeError(f"{self._done} of {self._total} frames came")
+        return self._images

@@ -89,7 +89,7 @@ class Generate(io.ComfyNode):
         request = clip_request(
             pipeline, prompt, negative_prompt, choice, width, height, frames, fps, seed, images, audio
         )
-        sink = ImageSink()
+        sink = ImageSink(request.frames)
         with Watched(pipeline, stages_of(request.recipe.stages)) as progress:
             result = pipeline.pipeline.run(request, progress, sink)
         pixels, sound = sink.images(), to_audio(result.audio)

@@ -323,7 +323,7 @@ class Decode(io.ComfyNode):
         request = decode_request(latent, video, pipeline, fps)
         with Watched(pipeline) as progress:
             if vae is None and audio is not None:
-                sink = ImageSink()
+                sink = ImageSink(request.frames)
                 clip = pipeline.pipeline.decode(request, LatentPair(video, audio), sink, progress)
                 images = sink.images()
             else:
@@ -346,7 +346,7 @@ def _decode_apart(
         clip = silence(request, pipeline) if audio is None else decode_audio(models, residency, request, audio)
         if vae is not None:
             return vae.decode(video).flatten(0, 1), clip  # BFHWC -> FHWC
-        sink = ImageSink()
+        sink = ImageSink(request.frames)
         progress.start("decode", request.frames)
         decode_video(models, residency, video, sink, progress)
     return sink.images(), clip

@@ -7,8 +7,8 @@ a thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor
@@ -56,14 +56,16 @@ def decode_video(models: Models, residency: Residency, latent: Tensor, sink: Fra
     done = 0
     with residency.use(Component.VIDEO_DECODER, Phase.DECODE) as decoder:
         pieces = decoder.decode_frames(latent.to(device=residency.device, dtype=models.dtype))
-        for frames in _on_host(pieces, residency.device):
-            residency.moved(d2h_bytes=frames.numel() if residency.device.type != "cpu" else 0)
-            sink.frames(frames)
-            done += frames.shape[0]
-            progress.step("decode", done)
+        # Closed also where the sink or the progress raises: until the traceback is gone, it would keep the activations
+        with closing(pieces), closing(_on_host(pieces, residency.device)) as arriving:
+            for frames in arriving:
+                residency.moved(d2h_bytes=frames.numel() if residency.device.type != "cpu" else 0)
+                sink.frames(frames)
+                done += frames.shape[0]
+                progress.step("decode", done)
 
 
-def _on_host(pieces: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+def _on_host(pieces: Iterator[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
     """The same on the host, in order. On CUDA each is waited for when the device has the work of the next one.
 
     The copies go to pageable memory, because a sink may keep what it gets: at 9 GB/s they take a tenth of the time of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -148,6 +149,29 @@ def test_anti_aliased_snake(cuda: torch.device, channels: int, length: int) -> N
             expected = module(x)
             exact = module.double()(x.double())
     assert error(found, exact) <= error(expected, exact) + 2e-6
+
+
+def test_the_device_decodes_while_the_sink_works(cuda: torch.device) -> None:
+    """Pieces of sleep on the device, and a sink that sleeps as long: one after the other they would take twice that."""
+    nap, count = 0.05, 8
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(10_000_000)  # the first one is slow
+    begin.record()
+    torch.cuda._sleep(10_000_000)
+    end.record()
+    end.synchronize()
+    cycles = int(10_000_000 * nap * 1000 / begin.elapsed_time(end))
+
+    def pieces() -> Iterator[Tensor]:
+        for index in range(count):
+            torch.cuda._sleep(cycles)
+            yield torch.full((1, 8, 8, 3), index, dtype=torch.uint8, device=cuda)
+
+    start = time.perf_counter()
+    for index, frames in enumerate(decode._on_host(pieces(), cuda)):
+        assert frames.device.type == "cpu" and frames.unique().tolist() == [index]
+        time.sleep(nap)
+    assert time.perf_counter() - start < 0.75 * 2 * count * nap
 
 
 @pytest.mark.parametrize("variant", ["2.0", "2.3"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 
 import torch
@@ -100,7 +100,7 @@ class VideoDecoder(nn.Module):
             yield frames
 
     @torch.no_grad()
-    def decode_frames(self, latent: Tensor, frames_per_pass: int | None = None) -> Iterator[Tensor]:
+    def decode_frames(self, latent: Tensor, frames_per_pass: int | None = None) -> Generator[Tensor, None, None]:
         """As :meth:`decode_streamed` without tiling, but frames as a picture file holds them.
 
         Yields:
