@@ -183,6 +183,7 @@ def test_repeated_options_do_not_leak_into_the_next_command() -> None:
         (["--recipe", "best"], ["--recipe", "'best'", *RECIPE_NAMES]),
         (["--revision", "old"], ["--revision", "'old'", *REVISIONS]),
         (["--device", "tpu"], ["--device", "'tpu'", "cuda"]),
+        (["--precision", "fp4"], ["--precision", "'fp4'", "fp8"]),
         (["--dtype", "int8"], ["--dtype", "'int8'", "bfloat16"]),
         (["--device-mode", "fast"], ["--device-mode", "'fast'", "snapshot-low"]),
         (["--audio-source", "3"], ["--audio-source", "'3'", "stage1"]),

@@ -300,6 +300,29 @@ def test_make_tiny_tells_the_command_that_works_next(tmp_path: Path, capsys: pyt
     assert all(path.exists() for path in paths)
 
 
+def test_fp8_from_the_file_to_the_clip(tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint in fp8, as it is and not in fp8 any more; another one quantised while it is read."""
+    assert cli.main(["make-tiny", str(tmp_path / "t"), "--fp8", "--quiet"]) == 0
+    words = capsys.readouterr().out.split()
+    checkpoint = words[words.index("--checkpoint") + 1]
+    assert cli.main(["inspect", checkpoint]) == 0
+    text = capsys.readouterr().out
+    assert "fp8 layout" in text and "official" in text and "F8_E4M3" in text
+    found = {}
+    for name, file, precision in (
+        ("stored", checkpoint, "auto"),
+        ("full", checkpoint, "full"),
+        ("quantised", tiny.checkpoint, "fp8"),
+        ("plain", tiny.checkpoint, None),
+    ):
+        latents = tmp_path / f"{name}.safetensors"
+        line = command(tiny, tmp_path, checkpoint=file, precision=precision, recipe="one-stage", save_latents=latents)
+        assert cli.main([*line, "--quiet"]) == 0
+        found[name] = load_file(latents)["stage1_video"]
+    assert (found["stored"] - found["full"]).abs().max() < 1e-5
+    assert 0 < (found["quantised"] - found["plain"]).norm() < 0.05 * found["plain"].norm()
+
+
 def test_inspect_tells_what_a_file_holds(tiny: TinyFiles, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", str(tiny.checkpoint)]) == 0
     text = capsys.readouterr().out
