@@ -20,11 +20,12 @@ from ltx2_two_stage.ltx2_core.loading.lora import linear_layers
 from ltx2_two_stage.ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.precision import quantisable
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, full_size_config, write_tiny
+from ltx2_two_stage.ltx2_core.models import scaled_linear
 from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear
 from ltx2_two_stage.ltx2_core.models.transformer.config import TransformerConfig
 from ltx2_two_stage.ltx2_core.models.transformer.model import LTXTransformer
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
-from ltx2_two_stage.ltx2_core.types import Component, Phase
+from ltx2_two_stage.ltx2_core.types import Component, Phase, PromptContext
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -198,6 +199,24 @@ def test_a_quantised_run_is_near_the_plain_one(plain: TinyFiles, texts: Texts) -
     for name, latents in results["resident"].items():
         error = float((latents - expected[name]).norm() / expected[name].norm())
         assert 0 < error < 0.03, name  # measured: 0.011 to 0.015
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["official", "quantised while read"])
+def test_a_run_with_products_in_fp8(
+    plain: TinyFiles, tiny: TinyFiles, texts: Texts, stored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU computes them too: kernels hand fp8 numbers to layers that take them, and to none with a LoRA on it."""
+    models = opened(tiny if stored else plain, precision="fp8", dtype=torch.bfloat16)
+    contexts: Any = [text and PromptContext(text.video.bfloat16(), text.audio.bfloat16()) for text in texts]
+    expected = {mode: ran(models, mode, contexts) for mode in MODES}
+    monkeypatch.setattr(scaled_linear, "has_fp8_matmul", lambda device: True)
+    results = {mode: ran(models, mode, contexts) for mode in MODES}
+    for mode in ("snapshot", "snapshot-low"):
+        assert not any(differences(results["resident"], results[mode]).values()), mode
+    for mode, latents in results.items():
+        for name, latent in latents.items():
+            error = float((latent - expected[mode][name]).float().norm() / expected[mode][name].float().norm())
+            assert 0 < error < 0.1, (mode, name)  # of the activations alone
 
 
 def test_which_layers_are_quantised_at_full_size() -> None:
