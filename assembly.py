@@ -22,9 +22,13 @@ from .ltx2_core.protocols import Models
 from .ltx2_core.types import Component, VideoSize
 
 # Bytes beside weights at work, as measured on one H200 in bf16: a DiT call takes 90 kB per token and guidance pass
-# (stage 1 of 768x512x121 with 4 passes), decoding 3.4 kB per pixel of a frame (768x512 and 1920x1088)
+# (stage 1 of 768x512x121 with 4 passes). Decoding takes what a pass of its usual length holds (VideoDecoder's
+# PASS_BYTES) and what layers keep of a frame, by two peaks of PyTorch's own kernels, which need the most: 3.27 GiB at
+# 768x512 (85 frames a pass, between 1.32 GiB at 16 and 4.28 at 121) and 7.02 GiB at 1920x1088 (16). Fused kernels took
+# 3.04 (between 2.70 at 64 and 3.61 at 121) and 6.73 GiB.
 ACTIVATION_BYTES_PER_TOKEN = 90_000
-ACTIVATION_BYTES_PER_PIXEL = 3_400
+DECODING_BYTES = 2_600_000_000
+DECODING_BYTES_PER_PIXEL = 2_380
 # Where no size is known yet (a loader node), what the largest common clip needs
 LARGEST_SIZE = VideoSize(121, 1088, 1920)
 
@@ -133,6 +137,14 @@ def _requested(setting: str | None) -> tuple[Mode | None, str]:
         raise SettingError("device-mode", error.value, str(error).rstrip("."), "auto suits most machines.") from error
 
 
+def activation_bytes(models: LoadableModels, size: VideoSize) -> int:
+    """What making a clip of this size takes beside weights, when it takes the most."""
+    # Stage 1 has a quarter of stage 2's tokens and up to four passes: both cost the same memory
+    tokens = size.latent(models.latent_channels, models.scale).token_count
+    decoding = DECODING_BYTES + size.width * size.height * DECODING_BYTES_PER_PIXEL
+    return max(tokens * ACTIVATION_BYTES_PER_TOKEN, decoding)
+
+
 def _transformer(models: LoadableModels) -> SwitchedSpec:
     return SwitchedSpec(
         skeleton=partial(models.skeleton, Component.TRANSFORMER),
@@ -160,10 +172,6 @@ def _components(models: LoadableModels, decision: Decision) -> dict[Hashable, Co
 
 def _facts(models: LoadableModels, device: torch.device, size: VideoSize, pinning_room: int | None) -> Facts:
     memory, host = vram(device), host_available()
-    latent = size.latent(models.latent_channels, models.scale)
-    # Stage 1 has a quarter of stage 2's tokens and up to four passes: both cost the same memory
-    tokens = latent.token_count
-    activation = max(tokens * ACTIVATION_BYTES_PER_TOKEN, size.width * size.height * ACTIVATION_BYTES_PER_PIXEL)
     others = [c for c in _SMALL if c is not Component.UPSAMPLER or models.has_upsampler]
     return Facts(
         total_vram=memory.total,
@@ -172,7 +180,7 @@ def _facts(models: LoadableModels, device: torch.device, size: VideoSize, pinnin
         pinned_budget=pinned_budget(host, pinning_room),
         dit_bytes=models.component_bytes(Component.TRANSFORMER),
         lora_bytes=models.adapter_bytes(),
-        activation_bytes=activation,
+        activation_bytes=activation_bytes(models, size),
         text_encoder_bytes=models.component_bytes(Component.TEXT_ENCODER),
         text_work_bytes=models.component_bytes(Component.TEXT_CONNECTOR),
         other_bytes=sum(models.component_bytes(c) for c in others),

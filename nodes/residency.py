@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..assembly import ACTIVATION_BYTES_PER_PIXEL, ACTIVATION_BYTES_PER_TOKEN, LARGEST_SIZE, LoadableModels
+from ..assembly import LARGEST_SIZE, LoadableModels, activation_bytes
 from ..device_manager.manager import DeviceManager
 from ..ltx2_core.types import Component
 
@@ -183,8 +183,5 @@ def ask(request: Callable[[], None]) -> None:
 def most_bytes(models: LoadableModels) -> int:
     """What the fastest device mode takes for the largest common clip: two transformers and everything else at once."""
     others = [c for c in Component if c is not Component.UPSAMPLER or models.has_upsampler]
-    tokens = LARGEST_SIZE.latent(models.latent_channels, models.scale).token_count
-    pixels = LARGEST_SIZE.width * LARGEST_SIZE.height
     weights = sum(map(models.component_bytes, others)) + models.component_bytes(Component.TRANSFORMER)
-    activation = max(tokens * ACTIVATION_BYTES_PER_TOKEN, pixels * ACTIVATION_BYTES_PER_PIXEL)
-    return weights + models.adapter_bytes() + activation
+    return weights + models.adapter_bytes() + activation_bytes(models, LARGEST_SIZE)

@@ -168,8 +168,8 @@ def test_the_device_decodes_while_the_sink_works(cuda: torch.device) -> None:
             yield torch.full((1, 8, 8, 3), index, dtype=torch.uint8, device=cuda)
 
     start = time.perf_counter()
-    for index, frames in enumerate(decode._on_host(pieces(), cuda)):
-        assert frames.device.type == "cpu" and frames.unique().tolist() == [index]
+    for index, piece in enumerate(decode._on_host(pieces(), cuda)):
+        assert piece.device.type == "cpu" and piece.unique().tolist() == [index]
         time.sleep(nap)
     assert time.perf_counter() - start < 0.75 * 2 * count * nap
 
