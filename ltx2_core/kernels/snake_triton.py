@@ -1,7 +1,8 @@
 """Triton's version of the anti-aliased SnakeBeta activation: both filters and the sine in one kernel.
 
-A program takes a stretch of one channel. It writes what the sine makes at twice the rate, with three samples more at
-each end, to a place of its own in memory, which the caches hold, and filters it from there.
+Memory is in channels-last order, in which the convolutions beside it are faster. A program takes a stretch of a few
+channels. It writes what the sine makes at twice the rate, with three samples more at each end, to a place of its own in
+memory, which the caches hold, and filters it from there.
 """
 
 from __future__ import annotations
@@ -11,34 +12,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+TILE = 2048  # samples that a program takes, of all its channels together
+CHANNELS = 32  # that a program takes at most: what one access to memory brings in float32
 REACH = 3  # samples of the doubled signal's phases to each side that an output is made of
 PAIRS = 6  # of taps: one filter for the even samples of the doubled signal, one for the odd ones
 
 
-@triton.jit(do_not_specialize=["channels"])
+@triton.jit(do_not_specialize=["length"])
 def _snake(
-    x, alpha, beta, up, down, scratch, out, channels, length, eps, REACH: tl.constexpr, PAIRS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    x, bias, alpha, beta, up, down, scratch, out, length, eps, C: tl.constexpr, BIASED: tl.constexpr,
+    REACH: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
-    begin = tl.program_id(1) * (BLOCK - 2 * REACH)
-    index = tl.arange(0, BLOCK)
-    c = row % channels
-    frequency = tl.exp(tl.load(alpha + c).to(tl.float32))
-    amplitude = 1.0 / (tl.exp(tl.load(beta + c).to(tl.float32)) + eps)
-    source = x + row.to(tl.int64) * length
+    parts = tl.cdiv(C, BLOCK)
+    item = tl.program_id(0) // parts
+    within = tl.arange(0, BLOCK)[None, :]
+    c = tl.program_id(0) % parts * BLOCK + within
+    begin = tl.program_id(1) * (ROWS - 2 * REACH)
+    index = tl.arange(0, ROWS)[:, None]
+    channel = c < C
+    frequency = tl.exp(tl.load(alpha + c, mask=channel, other=0.0).to(tl.float32))
+    amplitude = 1.0 / (tl.exp(tl.load(beta + c, mask=channel, other=0.0).to(tl.float32)) + eps)
+    source = x + item.to(tl.int64) * length * C + c
 
     t = begin - REACH + index
     last = length - 1
     inner = tl.minimum(tl.maximum(t, 0), last)
-    even = tl.zeros([BLOCK], tl.float32)
-    odd = tl.zeros([BLOCK], tl.float32)
+    even = tl.zeros([ROWS, BLOCK], tl.float32)
+    odd = tl.zeros([ROWS, BLOCK], tl.float32)
     for k in tl.static_range(PAIRS):
-        at = tl.minimum(tl.maximum(inner + (2 - k), 0), last)
-        even += 2.0 * tl.load(up + 2 * k + 1).to(tl.float32) * tl.load(source + at).to(tl.float32)
-        at = tl.minimum(tl.maximum(inner + (3 - k), 0), last)
-        odd += 2.0 * tl.load(up + 2 * k).to(tl.float32) * tl.load(source + at).to(tl.float32)
+        at = tl.minimum(tl.maximum(inner + (2 - k), 0), last).to(tl.int64) * C
+        even += 2.0 * tl.load(up + 2 * k + 1).to(tl.float32) * tl.load(source + at, mask=channel).to(tl.float32)
+        at = tl.minimum(tl.maximum(inner + (3 - k), 0), last).to(tl.int64) * C
+        odd += 2.0 * tl.load(up + 2 * k).to(tl.float32) * tl.load(source + at, mask=channel).to(tl.float32)
+    if BIASED:
+        # What is the same everywhere passes the filter times the sum of its taps
+        own = tl.load(bias + c, mask=channel, other=0.0).to(tl.float32) * 2.0
+        for k in tl.static_range(PAIRS):
+            even += own * tl.load(up + 2 * k + 1).to(tl.float32)
+            odd += own * tl.load(up + 2 * k).to(tl.float32)
     # Beyond the ends the doubled signal repeats its first sample, an even one, and its last, an odd one
     first = tl.where(t > last, odd, even)
     second = tl.where(t < 0, even, odd)
@@ -47,35 +58,42 @@ def _snake(
     sine = tl.sin(second * frequency)
     second += sine * sine * amplitude
 
-    own = scratch + (row.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * (2 * BLOCK)
-    tl.store(own + index, first)
-    tl.store(own + BLOCK + index, second)
+    number = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    place = scratch + number * (2 * ROWS * BLOCK) + index * BLOCK + within
+    tl.store(place, first)
+    tl.store(place + ROWS * BLOCK, second)
     tl.debug_barrier()
     t = begin + index
-    wanted = (index < BLOCK - 2 * REACH) & (t < length)
-    total = tl.zeros([BLOCK], tl.float32)
+    wanted = (index < ROWS - 2 * REACH) & (t < length) & channel
+    total = tl.zeros([ROWS, BLOCK], tl.float32)
     for k in tl.static_range(PAIRS):
-        total += tl.load(down + 2 * k + 1).to(tl.float32) * tl.load(own + index + (k + 1), mask=wanted, other=0.0)
-        total += tl.load(down + 2 * k).to(tl.float32) * tl.load(own + BLOCK + index + k, mask=wanted, other=0.0)
-    tl.store(out + row.to(tl.int64) * length + t, total.to(out.dtype.element_ty), mask=wanted)
+        total += tl.load(down + 2 * k + 1).to(tl.float32) * tl.load(place + (k + 1) * BLOCK, mask=wanted, other=0.0)
+        total += tl.load(down + 2 * k).to(tl.float32) * tl.load(place + (ROWS + k) * BLOCK, mask=wanted, other=0.0)
+    at = (item.to(tl.int64) * length + t) * C + c
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=wanted)
 
 
-def anti_aliased_snake(x: Tensor, alpha: Tensor, beta: Tensor, eps: float, up: Tensor, down: Tensor) -> Tensor:
-    """The activation of (B, C, T).
+def anti_aliased_snake(
+    x: Tensor, bias: Tensor | None, alpha: Tensor, beta: Tensor, eps: float, up: Tensor, down: Tensor
+) -> Tensor:
+    """The activation of (B, C, T), in channels-last order.
 
     Args:
         x: (B, C, T).
+        bias: (C,), still to be added to ``x``.
         alpha, beta: (C,), logarithms.
         eps: added to the exponential of ``beta``.
         up, down: (1, 1, 12), the filters in front of and behind the sine.
     """
-    x = x.contiguous()
-    batch, channels, length = x.shape
+    x = x.transpose(1, 2).contiguous()
+    batch, length, channels = x.shape
     out = torch.empty_like(x)
-    stretches = triton.cdiv(length, BLOCK - 2 * REACH)
-    scratch = torch.empty(batch * channels * stretches * 2 * BLOCK, dtype=torch.float32, device=x.device)
-    _snake[(batch * channels, stretches)](
-        x, alpha, beta, up, down, scratch, out, channels, length, eps, REACH=REACH, PAIRS=PAIRS, BLOCK=BLOCK,
-        num_warps=4,
+    block = min(CHANNELS, triton.next_power_of_2(channels))
+    rows = TILE // block
+    grid = batch * triton.cdiv(channels, block), triton.cdiv(length, rows - 2 * REACH)
+    scratch = torch.empty(grid[0] * grid[1] * 2 * rows * block, dtype=torch.float32, device=x.device)
+    _snake[grid](
+        x, x if bias is None else bias, alpha, beta, up, down, scratch, out, length, eps, C=channels,
+        BIASED=bias is not None, REACH=REACH, PAIRS=PAIRS, ROWS=rows, BLOCK=block, num_warps=4,
     )  # fmt: skip
-    return out
+    return out.transpose(1, 2)

@@ -16,6 +16,7 @@ from ltx2_two_stage.ltx2_core.loading.synthetic_configs import tiny_config
 from ltx2_two_stage.ltx2_core.loading.synthetic_weights import fill_random_
 from ltx2_two_stage.ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
 from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoVAEConfig, layout
+from ltx2_two_stage.ltx2_core.models.vocoder import VocoderConfig, build_vocoder
 from ltx2_two_stage.ltx2_core.models.vocoder.activation import AntiAliasedSnake
 from torch import Tensor
 
@@ -151,15 +152,35 @@ def test_to_bytes(both: Both, dtype: torch.dtype) -> None:
     assert len(expected.unique()) > 100
 
 
-@pytest.mark.parametrize(("channels", "length"), [(3, 1), (3, 5), (2, 40), (1, 1018), (2, 1019), (1, 2050)])
-def test_anti_aliased_snake(both: Both, channels: int, length: int) -> None:
+@pytest.mark.parametrize("biased", [False, True], ids=["", "biased"])
+@pytest.mark.parametrize(
+    ("channels", "length"), [(3, 1), (3, 5), (2, 40), (1, 1018), (2, 1019), (1, 2050), (32, 58), (40, 59), (16, 250)]
+)
+def test_anti_aliased_snake(both: Both, channels: int, length: int, biased: bool) -> None:
     module = AntiAliasedSnake(channels)
     with torch.no_grad():
         module.act.alpha.copy_(numbers(channels))
         module.act.beta.copy_(numbers(channels + 1)[1:])
-    found, expected = both(lambda: module(numbers(2, channels, length)))
+    bias = numbers(channels + 2)[2:] if biased else None
+    found, expected = both(lambda: module(numbers(2, channels, length), bias))
     # Large amplitudes magnify what the argument of the sine is off by
     assert relative(found, expected) <= 2 * TOLERANCE
+    assert found.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("variant", ["2.0", "2.3"])
+def test_a_whole_vocoder(both: Both, variant: str) -> None:
+    config = VocoderConfig.from_metadata(tiny_config(variant))  # type: ignore[arg-type]
+    with torch.device("meta"):
+        module = build_vocoder(config)
+    vocoder: Any = fill_random_(module, torch.Generator().manual_seed(0), "cpu").eval()
+    mel = numbers(1, 2, 2, config.generator.mel_bins)
+    with torch.no_grad():
+        eager = vocoder(mel)
+    found, afterwards = both(lambda: vocoder(mel))
+    assert relative(found, eager) <= 10 * TOLERANCE
+    # Weights that were put in order serve the eager kernels too
+    assert relative(afterwards, eager) <= 10 * TOLERANCE
 
 
 @pytest.mark.parametrize("variant", ["2.0", "2.3"])

@@ -105,11 +105,14 @@ class AntiAliasedSnake(nn.Module):
         self.act = SnakeBeta(channels)
         self.downsample = Downsample()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Where kernels are fused the result is in channels-last order; ``bias`` (C,) is still to be added to ``x``."""
         if fused(x):
             from ...kernels.snake_triton import anti_aliased_snake
 
             act, up, down = self.act, self.upsample.filter, self.downsample.lowpass.filter
-            return anti_aliased_snake(x, act.alpha, act.beta, SNAKE_EPS, up, down)
+            return anti_aliased_snake(x, bias, act.alpha, act.beta, SNAKE_EPS, up, down)
+        if bias is not None:
+            x = x + bias.unsqueeze(-1)
         out: Tensor = self.downsample(self.act(self.upsample(x)))
         return out

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.availability import fused
+from ...kernels.order import in_order
 from .activation import AntiAliasedSnake
 from .config import STEREO, BlockKind, FinalActivation, GeneratorConfig
 
@@ -42,6 +47,19 @@ class AMPBlock(nn.Module):
         for act1, conv1, act2, conv2 in zip(self.acts1, self.convs1, self.acts2, self.convs2, strict=True):
             x = x + conv2(act2(conv1(act1(x))))
         return x
+
+    def unbiased(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in channels-last order, for fused kernels; the second tensor (C,) is still to be added.
+
+        Libraries add a convolution's bias in a pass of its own, and turn other orders into this one and back.
+        """
+        total: Tensor | None = None
+        for act1, conv1, act2, conv2 in zip(self.acts1, self.convs1, self.acts2, self.convs2, strict=True):
+            hidden, bias = _apart(conv1, act1(x, total))
+            hidden, bias = _apart(conv2, act2(hidden, bias))
+            x, total = x + hidden, bias if total is None else total + bias
+        assert total is not None
+        return x, total
 
 
 class Generator(nn.Module):
@@ -99,11 +117,21 @@ class Generator(nn.Module):
 
     def _blocks(self, stage: int, x: Tensor) -> Tensor:
         count = len(self.config.block_kernels)
+        if fused(x) and self.config.block is BlockKind.AMP:
+            return self._fused_blocks(list(self.resblocks)[stage * count : (stage + 1) * count], x)
         total: Tensor = self.resblocks[stage * count](x)
         # Summed one at a time: the activations at the full rate are the vocoder's largest tensors.
         for index in range(stage * count + 1, (stage + 1) * count):
             total = total + self.resblocks[index](x)
         return total / count
+
+    def _fused_blocks(self, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+        outs: Iterator[tuple[Tensor, Tensor]] = (cast(AMPBlock, block).unbiased(x) for block in blocks)
+        total, bias = next(outs)
+        for out, more in outs:
+            total, bias = total.add_(out), bias + more
+        return total.add_(bias.unsqueeze(-1)).div_(len(blocks))
 
     def _bounded(self, waveform: Tensor) -> Tensor:
         if self.config.final_activation is FinalActivation.TANH:
@@ -111,6 +139,17 @@ class Generator(nn.Module):
         if self.config.final_activation is FinalActivation.CLAMP:
             return waveform.clamp(-1.0, 1.0)
         return waveform
+
+
+def _apart(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A convolution of (B, C, T) without its bias, and the bias.
+
+    Libraries keep channels-last order for pictures only: here for one of a single row.
+    """
+    assert isinstance(conv, nn.Conv1d) and conv.bias is not None
+    weight, dilation, taps = in_order(conv.weight).unsqueeze(2), conv.dilation[0], conv.kernel_size[0]
+    padding = 0, dilation * (taps - 1) // 2
+    return F.conv2d(x.unsqueeze(2), weight, None, padding=padding, dilation=(1, dilation)).squeeze(2), conv.bias
 
 
 def _conv(channels: int, kernel_size: int, dilation: int = 1) -> nn.Conv1d:
