@@ -173,9 +173,25 @@ def _row(measured: Measured, repeat: int, device: torch.device, timer: Timer, de
     return row
 
 
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """PyTorch's own counter refuses queries that share keys and values in groups, as Gemma's do."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+_ATTENTIONS = {
+    operation: _attention_flops
+    for operation in (
+        torch.ops.aten._scaled_dot_product_efficient_attention,
+        torch.ops.aten._scaled_dot_product_flash_attention,
+        torch.ops.aten._scaled_dot_product_cudnn_attention,
+    )
+}
+
+
 def counted(action: Action) -> int:
     """Operations of the matrix products, convolutions and attentions that PyTorch runs, two for each multiply-add."""
-    with kernels("eager"), FlopCounterMode(display=False) as counter:
+    with kernels("eager"), FlopCounterMode(display=False, custom_mapping=_ATTENTIONS) as counter:
         action()
     total: int = counter.get_total_flops()
     return total

@@ -22,5 +22,6 @@ class Quantised(NamedTuple):
 
 def quantise_rows(x: Tensor) -> Quantised:
     """Every row's largest magnitude becomes 448."""
-    scales = x.detach().abs().amax(-1, keepdim=True).float().clamp_min(SMALLEST) / FP8_MAX
+    # Not a division: by a number, GPUs and CPUs round it differently
+    scales = x.detach().abs().amax(-1, keepdim=True).float().clamp_min(SMALLEST) * (1 / FP8_MAX)
     return Quantised((x.float() / scales).clamp(-FP8_MAX, FP8_MAX).to(FP8), scales)

@@ -16,6 +16,8 @@ __all__ = ["FP8", "FP8_MAX", "ScaledLinear", "quantise_into", "row_parts", "scal
 
 # Of both sizes, in the fp8 product of NVIDIA GPUs
 MULTIPLE = 16
+# cuBLAS has no product of fewer for the widest layers (seen with 2 and 14 rows of 16,384 numbers)
+LEAST_ROWS = 16
 # Numbers that are in float32 at a time: 32 MB, and some copies of them, beside weights that fill the GPU
 _PART = 2**23
 
@@ -66,16 +68,21 @@ class ScaledLinear(nn.Linear):
         if not isinstance(x, Quantised):
             x = quantise_rows(x)
         lead = x.values.shape[:-1]
+        values, scales = x.values.reshape(-1, self.in_features), x.scales.reshape(-1, 1)
+        rows = len(values)
+        if rows < LEAST_ROWS:
+            values, scales = (F.pad(part, (0, 0, 0, LEAST_ROWS - rows)) for part in (values.view(torch.uint8), scales))
+            values = values.view(FP8)
         product: Tensor = torch._scaled_mm(
-            x.values.reshape(-1, self.in_features),
+            values,
             self.weight.t(),
-            scale_a=x.scales.reshape(-1, 1),
+            scale_a=scales,
             scale_b=self.weight_scale[None],
             bias=self.bias,
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return torch.unflatten(product, 0, lead)
+        return torch.unflatten(product[:rows], 0, lead)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight that the layer stands for, (out, in); multiplied in float32 and rounded once."""

@@ -62,7 +62,8 @@ def test_products_in_fp8(product: None) -> None:
     assert torch.equal(layer(x), layer(came))
 
 
-def test_what_the_product_is_given(product: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tokens", "rows"), [(5, 16), (8, 16), (9, 18)], ids=["filled up", "just enough", "more"])
+def test_what_the_product_is_given(product: None, monkeypatch: pytest.MonkeyPatch, tokens: int, rows: int) -> None:
     calls: list[dict[str, Any]] = []
 
     def called(a: Tensor, b: Tensor, **given: Any) -> Tensor:
@@ -71,11 +72,11 @@ def test_what_the_product_is_given(product: None, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch, "_scaled_mm", called)
     layer = scaled(torch.bfloat16)
-    layer(numbers(2, 5, IN).bfloat16())
+    assert layer(numbers(2, tokens, IN).bfloat16()).shape == (2, tokens, OUT)
     (call,) = calls
-    assert call["a"].shape == (10, IN) and call["a"].is_contiguous() and call["a"].dtype is FP8
+    assert call["a"].shape == (rows, IN) and call["a"].is_contiguous() and call["a"].dtype is FP8
     assert call["b"].shape == (IN, OUT) and call["b"].stride() == (1, IN)  # rows of the weight lie in one piece
-    assert call["scale_a"].shape == (10, 1) and call["scale_b"].shape == (1, OUT)
+    assert call["scale_a"].shape == (rows, 1) and call["scale_b"].shape == (1, OUT)
     assert call["scale_a"].dtype is call["scale_b"].dtype is torch.float32
     assert call["bias"] is layer.bias and call["out_dtype"] is torch.bfloat16
 
