@@ -19,6 +19,7 @@ class ImageCondition(io.ComfyNode):
             category=CATEGORY,
             description="Makes the clip show an image at one of its frames. Chain several for several images. The "
             "image is fitted to the clip: scaled until it covers it, then cut at the centre.",
+            search_aliases=["LTX-2", "image to video", "first frame", "last frame", "keyframe", "i2v"],
             inputs=[
                 io.Image.Input("image", tooltip="One image of any size."),
                 io.Int.Input(

@@ -27,7 +27,7 @@ class LoRA(io.ComfyNode):
             category=CATEGORY,
             description="Adds a LoRA to the transformer, in one stage or in both. Chain several for several LoRAs. The "
             "loaded checkpoint stays: another LoRA or strength does not read it again.",
-            search_aliases=["LTX-2", "LoRA", "style"],
+            search_aliases=["LTX-2", "LoRA", "Load LoRA", "style"],
             inputs=[
                 pipeline_input(),
                 io.Combo.Input(

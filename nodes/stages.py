@@ -61,6 +61,7 @@ class Denoise(io.ComfyNode):
             category=CATEGORY,
             description="Stage 1: makes picture and sound from noise, guided by the prompts. Presets of two stages "
             "work at half the width and height here.",
+            search_aliases=["LTX-2", "sampler", "KSampler", "stage 1", "t2v"],
             inputs=[
                 pipeline_input(),
                 io.Conditioning.Input(
@@ -135,6 +136,7 @@ class LoRASwitch(io.ComfyNode):
             category=CATEGORY,
             description="Sets the strength of the distilled LoRA for a stage, in place of the preset's, and makes the "
             "transformer ready for that stage. Without this node a stage uses the preset's strength.",
+            search_aliases=["LTX-2", "distilled LoRA", "strength", "stage 2"],
             inputs=[
                 pipeline_input(),
                 io.Combo.Input(
@@ -171,6 +173,7 @@ class Upsample(io.ComfyNode):
             display_name="LTX-2 Upsample",
             category=CATEGORY,
             description="Doubles width and height of the video latent between the stages. The audio passes through.",
+            search_aliases=["LTX-2", "latent upscale", "spatial upscaler", "x2"],
             inputs=[
                 pipeline_input(),
                 io.Latent.Input(
@@ -204,6 +207,7 @@ class Refine(io.ComfyNode):
             description="Stage 2: a few steps at full size with the distilled LoRA and the prompt alone. Size, rate, "
             "seed and images are those of stage 1; they come with the latent of LTX-2 nodes. For the latent of other "
             "nodes, set them here.",
+            search_aliases=["LTX-2", "sampler", "second pass", "hires fix", "stage 2"],
             inputs=[
                 pipeline_input(),
                 io.Conditioning.Input("positive", tooltip="The prompt of stage 1, from LTX-2 Text Encode."),
@@ -289,6 +293,7 @@ class Decode(io.ComfyNode):
             display_name="LTX-2 Decode",
             category=CATEGORY,
             description="Latents to frames and sound. Takes the latent of either stage, and of ComfyUI's own nodes.",
+            search_aliases=["LTX-2", "VAE Decode", "audio decode", "video"],
             inputs=[
                 pipeline_input(),
                 io.Latent.Input(

@@ -21,6 +21,7 @@ class TextEncode(io.ComfyNode):
             display_name="LTX-2 Text Encode",
             category=CATEGORY,
             description="Encodes the prompt and the negative prompt for picture and sound.",
+            search_aliases=["LTX-2", "prompt", "negative prompt", "CLIP Text Encode", "Gemma"],
             inputs=[
                 pipeline_input(),
                 *prompt_inputs(),
