@@ -10,8 +10,11 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint() -> Any:
     """ComfyUI's V3 entry point. Imports nothing heavy before it is called."""
+    from .nodes.host_version import check_host
+
+    check_host()
     try:
-        from .nodes import TwoStageExtension
+        from .nodes.extension import TwoStageExtension
     except Exception:
         # ComfyUI prints only the message of an import error; the traceback tells which line to fix.
         logging.getLogger("ltx2").exception("LTX-2 Two-Stage could not be imported")

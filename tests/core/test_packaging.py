@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -82,8 +83,31 @@ def test_version_is_the_newest_of_the_changelog(project: dict) -> None:
 def test_registry_metadata(project: dict) -> None:
     comfy = project["tool"]["comfy"]
     assert comfy["DisplayName"] == "LTX-2 Two-Stage"
-    assert re.fullmatch(r">=\d+\.\d+\.\d+", comfy["requires-comfyui"])
+    assert re.fullmatch(r"[a-z0-9-]+", comfy["PublisherId"])
+    assert project["project"]["license"] == "Apache-2.0" and (ROOT / "LICENSE").is_file()
     assert re.fullmatch(r"[a-z][a-z0-9-]*", project["project"]["name"]) and "comfyui" not in project["project"]["name"]
+
+
+@pytest.mark.parametrize(("key", "size"), [("Icon", (400, 400)), ("Banner", (1260, 540))])
+def test_the_registrys_pictures_are_there_in_its_sizes(project: dict, key: str, size: tuple[int, int]) -> None:
+    path = ROOT / project["tool"]["comfy"][key]
+    with Image.open(path) as picture:
+        assert picture.size == size and len(picture.convert("RGB").getcolors(1000) or ()) > 10
+    assert path.stat().st_size < 100_000
+
+
+def test_the_oldest_host_is_the_one_that_the_import_checks(project: dict) -> None:
+    source = (ROOT / "nodes" / "host_version.py").read_text(encoding="utf-8")
+    oldest = ".".join(re.findall(r"\d+", next(line for line in source.splitlines() if line.startswith("OLDEST"))))
+    assert project["tool"]["comfy"]["requires-comfyui"] == f">={oldest}"
+
+
+def test_the_registrys_package_leaves_out_what_users_of_the_nodes_do_not_need() -> None:
+    left_out = {line.rstrip("/") for line in (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()}
+    assert {"tests", "benchmarks", "docs/make", "Makefile"} <= left_out
+    needed = {"__init__.py", "requirements.txt", "pyproject.toml", "LICENSE", "nodes", "ltx2_core", "device_manager"}
+    assert not left_out & (needed | {"web", "workflows", "locales", "assembly.py"})
+    assert all((ROOT / name).exists() for name in left_out if name and not name.startswith("#"))
 
 
 def test_console_script_points_at_the_command_line(project: dict) -> None:
