@@ -179,9 +179,15 @@ def _plain(value: Any) -> Any:
 
 
 def make_tiny(arguments: argparse.Namespace) -> None:
-    """Writes the tiny files and shows the command that uses them."""
+    """Writes the tiny files and shows the command that uses them, or where in ComfyUI they are."""
     from .terminal.results import check_folder
 
+    if arguments.comfyui:
+        from .terminal.comfyui_models import place_tiny
+
+        placed = place_tiny(arguments.directory, arguments.variant, arguments.fp8)
+        sys.stdout.writelines(f"{path}\n" for path in placed)
+        return
     check_folder("directory", arguments.directory)
     options = _tiny_options(arguments.directory, arguments.variant, arguments.fp8)
     sys.stdout.write(f"ltx2 generate {shlex.join(options)} --prompt TEXT --output clip.mp4\n")

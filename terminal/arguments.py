@@ -170,6 +170,9 @@ def _make_tiny(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--variant", choices=("2.3", "2.0"), default="2.3", help=_SHOW)
     parser.add_argument("--fp8", action="store_true", help="the checkpoint in the layout of the official fp8 files")
+    parser.add_argument(
+        "--comfyui", action="store_true", help="DIR is ComfyUI's models folder: each file goes to its place in it"
+    )
     _talk(parser)
 
 

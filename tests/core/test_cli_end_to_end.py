@@ -290,6 +290,30 @@ def test_a_full_disk_is_said_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_make_tiny_puts_files_where_comfyui_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = tmp_path / "models"
+    words = ["make-tiny", str(models), "--comfyui", "--quiet"]
+    assert cli.main(words) == 2
+    assert "is not ComfyUI's models folder" in capsys.readouterr().err
+    (models / "checkpoints").mkdir(parents=True)
+    assert cli.main(words) == 0
+    placed = [Path(line).relative_to(models).as_posix() for line in capsys.readouterr().out.splitlines()]
+    assert placed == [
+        "checkpoints/ltx-2.3-22b-dev.safetensors",
+        "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+        "latent_upscale_models/ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        "loras/tiny-user-lora.safetensors",
+        "text_encoders/gemma-tiny",
+    ]
+    assert sorted(path.name for path in models.iterdir()) == sorted({place.split("/")[0] for place in placed})
+    checkpoint = models / placed[0]
+    checkpoint.write_bytes(b"somebody's own file")
+    assert cli.main(words) == 2
+    assert f"holds {placed[0]} already" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == b"somebody's own file"
+    assert len(list(models.iterdir())) == 4, "what was written before the refusal is gone"
+
+
 def test_make_tiny_tells_the_command_that_works_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["make-tiny", str(tmp_path / "t"), "--variant", "2.0", "--quiet"]) == 0
     words = capsys.readouterr().out.split()
