@@ -203,7 +203,9 @@ def _models(opened: Opened) -> dict[str, Any]:
     models, manager = opened.handle.pipeline.models, opened.manager
     on_gpu = manager.device.type == "cuda"
     held = manager.status()
-    ours, pinned = sum(held["device"].values()), sum(held["pinned"].values())
+    # Without a GPU there is one memory, and what is held twice takes it twice
+    places = ("device",) if on_gpu else ("device", "host")
+    ours, pinned = sum(sum(held[place].values()) for place in places), sum(held["pinned"].values())
     return {
         "checkpoint": models.file_names["checkpoint"],
         "generation": models.generation,
@@ -217,19 +219,22 @@ def _models(opened: Opened) -> dict[str, Any]:
             "wanted": opened.mode.wanted,
         },
         "restorable": manager.restorable,
-        "components": [_row(name, parts, held, opened) for name, parts in ROWS.items()],
+        "components": [_row(name, parts, held, opened, on_gpu) for name, parts in ROWS.items()],
         "memory": _memory(manager.device, ours),
         "pinned": {"held": pinned, "limit": manager.pinned_limit if on_gpu else 0},
     }
 
 
-def _row(name: str, parts: tuple[str, ...], held: Mapping[str, Mapping[str, int]], opened: Opened) -> dict[str, Any]:
+def _row(
+    name: str, parts: tuple[str, ...], held: Mapping[str, Mapping[str, int]], opened: Opened, on_gpu: bool
+) -> dict[str, Any]:
     device, on_host = (sum(held[place].get(part, 0) for part in parts) for place in ("device", "host"))
-    return {"name": name, "device": device, "host": on_host, "note": "" if device else _note(parts, opened)}
+    note = "" if device or on_host else _note(parts, opened)
+    return {"name": name, "device": device if on_gpu else device + on_host, "host": on_host, "note": note}
 
 
 def _note(parts: tuple[str, ...], opened: Opened) -> str:
-    """Why a component is not on the device."""
+    """Why a component is not loaded."""
     models, mode = opened.handle.pipeline.models, opened.manager.mode
     if parts == ("upsampler",) and not models.has_upsampler:
         return "not chosen in LTX-2 Loader"
@@ -240,7 +245,7 @@ def _note(parts: tuple[str, ...], opened: Opened) -> str:
             Mode.SNAPSHOT_LOW.value: "merged into the base for stage 2",
             Mode.ORIGINAL.value: "the base with its LoRA",
         }[mode]
-    return "loaded when first needed" if parts != ("adapters",) else "loaded with the first stage that uses them"
+    return "loaded when first needed"
 
 
 def _memory(device: torch.device, ours: int) -> dict[str, int]:

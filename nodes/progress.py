@@ -205,17 +205,21 @@ def stages_of(recipe_stages: int) -> tuple[str, ...]:
 
 
 def summary(stages: Mapping[str, tuple[float, int]], mode: str) -> str:
-    """A node's report in a few short lines.
+    """A node's report in two short lines: a node shows hardly more.
 
     Args:
         stages: milliseconds and peak bytes by stage, in the order of the run.
         mode: the device mode's name.
     """
-    lines = [f"{label(name)}: {seconds(ms)}, peak {size(peak)}" for name, (ms, peak) in stages.items()]
-    if len(stages) > 1:
-        total = seconds(sum(ms for ms, _ in stages.values()))
-        lines.append(f"Total: {total}, peak {size(max(peak for _, peak in stages.values()))}")
-    return "\n".join([*lines, f"Device mode: {mode}"])
+    peak = size(max(peak for _, peak in stages.values()))
+    if len(stages) == 1:
+        ((name, (ms, _)),) = stages.items()
+        return f"{label(name)}: {seconds(ms)}, peak {peak}\nDevice mode: {mode}"
+    total = seconds(sum(ms for ms, _ in stages.values()))
+    # The long ones alone: all of them would not fit
+    longest = sorted(stages, key=lambda name: stages[name][0], reverse=True)[:3]
+    parts = ", ".join(f"{label(name).lower()} {seconds(stages[name][0])}" for name in stages if name in longest)
+    return f"{total}, peak {peak}, device mode {mode}\n{parts}"
 
 
 def seconds(ms: float) -> str:

@@ -155,10 +155,14 @@ class Page:
                 self.send("Input.dispatchKeyEvent", type="char", text="\r", key=key)
 
     def screenshot(self, path: Path, clip: Mapping[str, float] | None = None) -> None:
-        """A PNG of the page, or of the rectangle x, y, width, height of it."""
-        options = {"clip": {**clip, "scale": 1}} if clip else {}
+        """A picture of the page, or of the rectangle x, y, width, height of it, in the form that the file ends with."""
+        options: dict[str, Any] = {"clip": {**clip, "scale": 1}} if clip else {}
+        if path.suffix == ".webp":
+            options["quality"] = 90
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png", **options)["data"]))
+        path.write_bytes(
+            base64.b64decode(self.send("Page.captureScreenshot", format=path.suffix[1:], **options)["data"])
+        )
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class TinyColours(comfy.latent_formats.LTXAV):
 
     def __init__(self):
         super().__init__()
-        self.latent_rgb_factors = [[8 * value for value in row] for row in self.latent_rgb_factors[:16]]
+        self.latent_rgb_factors = [[3 * value for value in row] for row in self.latent_rgb_factors[:16]]
 
 comfy.latent_formats.LTXAV = TinyColours
 NODE_CLASS_MAPPINGS = {}

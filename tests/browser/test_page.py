@@ -94,11 +94,23 @@ def width_of_panel(page: Page, width: int) -> None:
     )
 
 
-def picture_of(page: Page, name: str, folder: Path, clip: str | None = None) -> None:
+def panel_box(page: Page) -> dict[str, float]:
+    """The panel's rectangle, as high as its contents are."""
+    return dict(
+        page.run(
+            f"""(() => {{
+                const {{ x, y, width, height }} = document.querySelector('{PANEL}').getBoundingClientRect()
+                const last = document.querySelector('{PANEL}').lastElementChild.getBoundingClientRect()
+                return {{ x, y, width, height: Math.min(height, last.bottom + 16 - y) }}
+            }})()"""
+        )
+    )
+
+
+def picture_of(page: Page, name: str, folder: Path, clip: dict[str, float] | None = None) -> None:
     """Saves what is seen, for people to look at: into docs/images where SAVE_IMAGES=1."""
     target = ROOT / "docs" / "images" if os.environ.get("SAVE_IMAGES") == "1" else folder
-    box = page.run(f"document.querySelector('{clip}').getBoundingClientRect().toJSON()") if clip else None
-    page.screenshot(target / name, box and {key: box[key] for key in ("x", "y", "width", "height")})
+    page.screenshot(target / name, clip)
 
 
 @pytest.fixture
@@ -126,11 +138,13 @@ def test_a_run_shows_words_and_pictures_and_the_panel_follows(page: Page, host: 
     show_workflow(page)
     close_messages(page)
     toggle_panel(page)
+    page.run("app.canvas.ds.offset[1] += 80")
     queue(page)
     page.wait_for("seen.pictures.length > 0", 120)
     wait_for_panel(page, "Stage 1: ")
     page.wait_for("seen.words.some(([node, text]) => text.includes('left'))")
-    picture_of(page, "page-running.png", tmp_path)
+    close_messages(page)
+    picture_of(page, "page-running.webp", tmp_path)
     denoise = node_id(page, "LTX2TwoStageDenoise")
     assert denoise in page.run("seen.pictures")
     shown = page.run(
@@ -145,7 +159,7 @@ def test_a_run_shows_words_and_pictures_and_the_panel_follows(page: Page, host: 
     assert words(page, "LTX2TwoStageDecode")[-1].startswith("Decoding: ")
     wait_for_panel(page, "Last runs")
     text = panel_text(page)
-    assert "original" in text and "auto: without a GPU" in text
+    assert "original" in text and "Without a GPU" in text
     assert all(row in text for row in ("Base transformer", "Stage-2 transformer", "LoRAs", "Text encoder", "Upsampler"))
     assert all(stage in text for stage in ("Encoding text", "Stage 1", "Upsampling", "Stage 2", "Decoding"))
     assert page.run(f"document.querySelectorAll('{PANEL} .ltx2-stacked').length") == 1
@@ -162,14 +176,75 @@ def test_the_panel_is_readable_in_both_themes_and_when_narrow(page: Page, theme:
     for width in (480, 320):
         width_of_panel(page, width)
         page.wait_for(f"document.querySelector('{PANEL}').clientWidth <= {width}")
-        inner = page.run(
-            f"(({{ scrollWidth, clientWidth }}) => [scrollWidth, clientWidth])(document.querySelector('{PANEL}'))"
-        )
-        assert inner[0] <= inner[1], "nothing is cut off at the side"
-        picture_of(page, f"panel-{theme}-{width}.png", tmp_path, PANEL)
+        check_layout(page)
+    picture_of(page, f"panel-{theme}.webp", tmp_path, panel_box(page))
+    use_theme(page, "dark")
+
+
+def gpu_status(**changes: Any) -> dict[str, Any]:
+    """What the server would say in the middle of a run on a GPU: long words, large numbers, every part of the panel."""
+    gb = 10**9
+    stages = [("text", "Encoding text", 61), ("stage_1", "Stage 1", 8412), ("upsample", "Upsampling", 31)]
+    stages += [("stage_2", "Stage 2", 1633), ("decode", "Decoding", 1204)]
+    run = {"recipe": "two-stage", "mode": "snapshot", "ended": 1790000000.0}
+    run["stages"] = [
+        {"name": name, "label": label, "ms": ms, "peak_bytes": (30 + ms // 200) * gb} for name, label, ms in stages
+    ]
+    slow = {**run, "mode": "snapshot-low", "stages": [{**stage, "ms": stage["ms"] * 9} for stage in run["stages"]]}
+    names = ("Base transformer", "Stage-2 transformer", "LoRAs", "Text encoder", "VAEs and vocoder", "Upsampler")
+    sizes = ((37.9, 37.9), (0, 0), (0, 7.6), (0, 23.5), (2.4, 0), (1.0, 0))
+    components = [
+        {"name": name, "device": int(device * gb), "host": int(held * gb), "note": ""}
+        for name, (device, held) in zip(names, sizes, strict=True)
+    ]
+    components[1]["note"] = "made for each stage 2"
+    reason = (
+        "auto chose snapshot: the second transformer is made on the GPU, the text encoder streams from host memory. It "
+        "needs about 79.8 GB of the 92.1 GB of free GPU memory and 69.0 GB of the 180.2 GB of available host memory."
+    )
+    models = {
+        "checkpoint": "/models/checkpoints/ltx-2.3-22b-dev-with-a-rather-long-name-of-its-own.safetensors",
+        "generation": "2.3",
+        "dtype": "bfloat16",
+        "device": "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
+        "place": "GPU",
+        "mode": {"name": "snapshot", "reason": reason, "setting": "auto", "wanted": "snapshot-low"},
+        "restorable": False,
+        "components": components,
+        "memory": {"ours": 41 * gb, "other": 12 * gb, "total": 102 * gb},
+        "pinned": {"held": 69 * gb, "limit": 144 * gb},
+    }
+    text = "Stage 1: 12 of 30 steps, about 2 min 10 s left"
+    stage = {"stage": "stage_1", "label": "Stage 1", "done": 12, "total": 30, "seconds_left": 130.0, "text": text}
+    modes = [{"name": name, "words": "Words."} for name in ("auto", "resident", "snapshot", "snapshot-low", "original")]
+    return {"models": models, "modes": modes, "stage": stage, "busy": True, "runs": [run, slow, run], **changes}
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_what_a_gpu_shows_fits_into_the_narrow_panel(page: Page, theme: str, tmp_path: Path) -> None:
+    page.resize(1440, 1300)
+    use_theme(page, theme)
+    toggle_panel(page)
+    wait_for_panel(page, "Last runs")
+    for width in (480, 320):
+        width_of_panel(page, width)
+        page.wait_for(f"document.querySelector('{PANEL}').clientWidth <= {width}")
+        page.run(f"window.comfyAPI.api.api.dispatchCustomEvent('ltx2.status', {json.dumps(gpu_status())})")
+        wait_for_panel(page, "2 min 10 s left")
+        check_layout(page)
+        page.screenshot(tmp_path / f"gpu-{theme}-{width}.png", panel_box(page))
+    text = panel_text(page)
+    figures = ("49.0 GB free of 102.0 GB", "These models 41.0 GB", "75.0 GB free of 144.0 GB", "37.9 GB", "1 min 42 s")
+    assert [words for words in figures if words not in text] == []
+    use_theme(page, "dark")
+
+
+def check_layout(page: Page) -> None:
+    """Nothing is cut off at the side, and every text stands out from what is behind it (WCAG AA)."""
+    panel = f"document.querySelector('{PANEL}')"
+    assert page.run(f"{panel}.scrollWidth <= {panel}.clientWidth")
     contrasts = page.run(CONTRASTS)
     assert min(contrasts.values()) >= 4.5, contrasts
-    use_theme(page, "dark")
 
 
 # WCAG's contrast of every text in the panel with what is behind it
@@ -231,7 +306,7 @@ def test_a_mode_from_the_panel_holds_from_the_next_run_on(page: Page, host: Any,
     page.run("app.graph._nodes.find((node) => node.type === 'LTX2TwoStageDenoise').widgets[5].value = 11")
     queue(page)
     wait_for_end(page)
-    wait_for_panel(page, "set in the device panel")
+    wait_for_panel(page, "Set in the device panel")
     mode = host.get("/ltx2/status")["models"]["mode"]
     assert (mode["name"], mode["setting"], mode["wanted"]) == ("snapshot", "snapshot", None)
 

@@ -373,3 +373,50 @@ def test_a_failure_to_make_room_leaves_the_manager_usable() -> None:
     manager.before_use = None
     assert factor(manager, "dit") == 4.0
     assert manager.release_if_idle() == WEIGHT_BYTES
+
+
+@pytest.mark.parametrize("mode", list(Mode), ids=str)
+def test_restore_brings_back_what_a_release_took(mode: Mode) -> None:
+    world = World()
+    manager = world.manager(mode)
+    assert manager.restore() == 0 and not manager.restorable, "nothing was ever loaded"
+    with manager.use("dit", "one"), manager.use("vae", "decode"):
+        held = manager.device_bytes
+    assert not manager.restorable
+    manager.release()
+    assert manager.device_bytes == 0 and manager.restorable
+    manager.release()
+    assert manager.restorable, "a second release takes nothing, and forgets nothing"
+    assert manager.restore() == manager.device_bytes == held
+    assert not manager.restorable and manager.restore() == 0
+    assert factor(manager, "dit") == 4.0 and factor(manager, "vae") == 3.0
+
+
+def test_changes_of_what_is_held_are_told() -> None:
+    manager, told = World().manager(Mode.SNAPSHOT), list[str]()
+    manager.on_change = lambda: told.append(manager.mode)
+    with manager.use("dit", "one"):
+        pass
+    assert told == []
+    manager.release()
+    manager.restore()
+    manager.change_mode(Mode.ORIGINAL, "for a test")
+    manager.drop()
+    assert told == ["snapshot", "snapshot", "original", "original"]
+
+
+def test_another_plan_loads_anew_only_what_it_keeps_elsewhere() -> None:
+    world = World()
+    manager = world.manager(Mode.RESIDENT)
+    for name in ("dit", "vae", "text"):
+        with manager.use(name, "one"):
+            pass
+    world.reads.clear()
+    components = {
+        "vae": ComponentSpec(lambda device: world.linear("vae", 3.0), "stay"),
+        "text": ComponentSpec(lambda device: world.linear("text", 5.0), "stream", "layers"),
+    }
+    manager.replan(Mode.SNAPSHOT_LOW, "for another test", components, 77)
+    assert (manager.mode, manager.mode_reason, manager.planned_bytes) == ("snapshot-low", "for another test", 77)
+    assert [factor(manager, name) for name in ("dit", "vae", "text")] == [4.0, 3.0, 5.0]
+    assert "vae" in world.reads and "text" not in world.reads

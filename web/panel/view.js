@@ -23,17 +23,23 @@ function section(title, ...children) {
   return h('section', { 'aria-labelledby': heading.id }, heading, ...children)
 }
 
-/** A bar of parts of a whole, with a line of figures above it; both say the same. */
+/** A bar of parts of a whole, with a line of figures above it and its parts in words below: all say the same. */
 function meter() {
   const label = h('span')
   const figures = h('span', { className: 'ltx2-figures' })
   const bar = h('div', { className: 'ltx2-bar', role: 'img' })
-  const element = h('div', { className: 'ltx2-meter' }, h('div', { className: 'ltx2-line' }, label, figures), bar)
+  const keys = h('ul', { className: 'ltx2-keys' })
+  const element = h('div', { className: 'ltx2-meter' }, h('div', { className: 'ltx2-line' }, label, figures), bar, keys)
   /** @param {{name: string, value: number, kind: string}[]} parts */
   function show(title, text, parts, total) {
     label.textContent = title
     figures.textContent = text
     bar.setAttribute('aria-label', `${title}: ${text}`)
+    keys.replaceChildren(
+      ...parts.map((part) =>
+        h('li', {}, h('i', { className: part.kind, 'aria-hidden': 'true' }), `${part.name} ${size(part.value)}`)
+      )
+    )
     bar.replaceChildren(
       ...parts
         .filter((part) => part.value > 0)
@@ -107,6 +113,8 @@ export function createView(actions) {
   const runs = section('Last runs', runList)
 
   const opened = h('div', { className: 'ltx2-opened' }, mode, memory, where)
+  // Until the first status nothing is known, not even that no models are open
+  empty.hidden = opened.hidden = runs.hidden = true
   const element = h(
     'div',
     { className: 'ltx2-panel' },
@@ -145,7 +153,7 @@ export function createView(actions) {
     showMode(models.mode, status.modes)
     showMemory(models, status.busy)
     const onGpu = models.place === 'GPU'
-    placeHead.textContent = onGpu ? 'GPU' : 'Memory'
+    placeHead.textContent = onGpu ? 'GPU' : 'Host'
     // Without a GPU there is one memory, and nothing has a second copy in it
     hostHead.hidden = !onGpu
     places.replaceChildren(...models.components.map((row) => placeRow(row, onGpu)))
@@ -154,7 +162,7 @@ export function createView(actions) {
   function showMode({ name, reason, setting, wanted }, modes) {
     modeName.textContent = name
     modeOrigin.textContent = setting === 'auto' ? 'auto' : 'fixed'
-    modeReason.textContent = reason
+    modeReason.textContent = sentence(reason.replace(/^auto: /, ''))
     if (modeSelect.options.length !== modes.length) {
       modeSelect.replaceChildren(...modes.map((choice) => h('option', { value: choice.name }, choice.name)))
     }
@@ -169,21 +177,16 @@ export function createView(actions) {
 
   function showMemory({ memory: all, pinned: locked, place, restorable }, busy) {
     const onGpu = place === 'GPU'
-    vram.show(
-      onGpu ? 'VRAM' : 'Memory (no GPU)',
-      `${size(all.ours)} of ${size(all.total)}`,
-      [
-        { name: 'These models', value: all.ours, kind: 'ltx2-ours' },
-        { name: 'Other use', value: all.other, kind: 'ltx2-other' }
-      ],
-      all.total
-    )
+    const parts = [{ name: 'These models', value: all.ours, kind: 'ltx2-ours' }]
+    if (onGpu) parts.push({ name: 'Other use', value: all.other, kind: 'ltx2-other' })
+    const free = Math.max(0, all.total - all.ours - all.other)
+    vram.show(onGpu ? 'VRAM' : 'Host memory', `${size(free)} free of ${size(all.total)}`, parts, all.total)
     pinned.element.hidden = !onGpu
     const limit = locked.limit ?? locked.held
     pinned.show(
-      'Page-locked host memory',
-      `${size(locked.held)} of ${size(limit)}`,
-      [{ name: 'Page-locked', value: locked.held, kind: 'ltx2-ours' }],
+      'Pinned memory',
+      `${size(Math.max(0, limit - locked.held))} free of ${size(limit)}`,
+      [{ name: 'These models', value: locked.held, kind: 'ltx2-ours' }],
       limit
     )
     disable(release, busy ? 'A run is in progress' : all.ours === 0 ? 'Nothing is loaded' : '', 'Gives the memory back; the next run restores what it needs')
@@ -207,6 +210,11 @@ export function createView(actions) {
   return { element, show, say }
 }
 
+function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1)
+  return /[.!?]$/.test(whole) ? whole : `${whole}.`
+}
+
 /** Not the property "disabled": that would take the keyboard's focus away in the middle of a run. */
 function disable(button, why, what) {
   button.setAttribute('aria-disabled', String(why !== ''))
@@ -220,7 +228,10 @@ function placeRow({ name, device, host, note }, onGpu) {
   return h('tr', {}, title, ...cells)
 }
 
-/** Every run as a stacked bar, all on one scale; the latest with what its stages took. */
+/**
+ * Every run as a stacked bar, the latest with what its stages took. Each fills the width: on one scale, the first run,
+ * which loads the models, would leave the others too short to be read.
+ */
 function runRows(runs) {
   const colours = new Map()
   const colour = (name) => {
@@ -228,13 +239,11 @@ function runRows(runs) {
     return `ltx2-stage-${colours.get(name)}`
   }
   const totals = runs.map((run) => run.stages.reduce((sum, stage) => sum + stage.ms, 0))
-  const longest = Math.max(...totals, 1)
   return runs.map((run, index) => {
     const stages = byName(run.stages)
     const title = [run.recipe, run.mode].filter(Boolean).join(', ')
     const words = stages.map((stage) => `${stage.label} ${duration(stage.ms)}`).join(', ')
     const bar = h('div', { className: 'ltx2-bar ltx2-stacked', role: 'img', 'aria-label': `${duration(totals[index])}: ${words}` })
-    bar.style.width = `${Math.max(4, (100 * totals[index]) / longest)}%`
     for (const stage of stages) {
       const segment = h('span', { className: colour(stage.name), title: `${stage.label}: ${duration(stage.ms)}` })
       segment.style.flexGrow = String(stage.ms)
