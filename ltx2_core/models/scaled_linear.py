@@ -16,8 +16,8 @@ __all__ = ["FP8", "FP8_MAX", "ScaledLinear", "quantise_into", "row_parts", "scal
 
 # Of both sizes, in the fp8 product of NVIDIA GPUs
 MULTIPLE = 16
-# cuBLAS has no product of fewer for the widest layers (seen with 2 and 14 rows of 16,384 numbers)
-LEAST_ROWS = 16
+# cuBLAS (13.0) has no product of few rows for the widest inputs: not of 2 to 16 rows of 16,384 numbers, but of 252
+WIDE, LEAST_ROWS_OF_WIDE = 16_384, 256
 # Numbers that are in float32 at a time: 32 MB, and some copies of them, beside weights that fill the GPU
 _PART = 2**23
 
@@ -70,8 +70,9 @@ class ScaledLinear(nn.Linear):
         lead = x.values.shape[:-1]
         values, scales = x.values.reshape(-1, self.in_features), x.scales.reshape(-1, 1)
         rows = len(values)
-        if rows < LEAST_ROWS:
-            values, scales = (F.pad(part, (0, 0, 0, LEAST_ROWS - rows)) for part in (values.view(torch.uint8), scales))
+        missing = LEAST_ROWS_OF_WIDE - rows
+        if missing > 0 and self.in_features >= WIDE:
+            values, scales = (F.pad(part, (0, 0, 0, missing)) for part in (values.view(torch.uint8), scales))
             values = values.view(FP8)
         product: Tensor = torch._scaled_mm(
             values,

@@ -62,8 +62,14 @@ def test_products_in_fp8(product: None) -> None:
     assert torch.equal(layer(x), layer(came))
 
 
-@pytest.mark.parametrize(("tokens", "rows"), [(5, 16), (8, 16), (9, 18)], ids=["filled up", "just enough", "more"])
-def test_what_the_product_is_given(product: None, monkeypatch: pytest.MonkeyPatch, tokens: int, rows: int) -> None:
+@pytest.mark.parametrize(
+    ("wide", "tokens", "rows"), [(IN + 1, 5, 10), (IN, 5, 16), (IN, 8, 16), (IN, 9, 18)]
+)  # as they are, filled up, just enough, more
+def test_what_the_product_is_given(
+    product: None, monkeypatch: pytest.MonkeyPatch, wide: int, tokens: int, rows: int
+) -> None:
+    monkeypatch.setattr(scaled_linear, "WIDE", wide)
+    monkeypatch.setattr(scaled_linear, "LEAST_ROWS_OF_WIDE", 16)
     calls: list[dict[str, Any]] = []
 
     def called(a: Tensor, b: Tensor, **given: Any) -> Tensor:
