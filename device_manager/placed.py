@@ -43,6 +43,7 @@ class Placed:
     ) -> None:
         self.spec, self._streams, self._budget, self._moved = spec, streams, budget, moved
         self._module: nn.Module | None = None
+        self._module_bytes = 0
         self._tensors: list[Tensor] = []
         self._host: WeightSet | None = None
         self._device: WeightSet | None = None
@@ -54,7 +55,7 @@ class Placed:
     @property
     def device_bytes(self) -> int:
         if self.placement == "stay" and self._module is not None:
-            return sum(tensor.nbytes for _, tensor in unique_tensors(self._module))
+            return self._module_bytes
         return self._device.nbytes if self._device is not None else 0
 
     @property
@@ -67,7 +68,10 @@ class Placed:
             return self._module
         with plain_tensors():
             if self.placement == "stay":
-                self._module = self.spec.build(self._streams.device)
+                module = self.spec.build(self._streams.device)
+                # Counted once: who watches asks often
+                self._module_bytes = sum(tensor.nbytes for _, tensor in unique_tensors(module))
+                self._module = module
                 if self._streams.cuda:
                     self._moved(self.device_bytes, 0)
                 return self._module

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -135,7 +135,7 @@ class Panel:
                 return _refusal(
                     "A run with these models is in progress.", "Release them when it has ended, or stop it."
                 )
-            freed = await asyncio.to_thread(opened.manager.release_if_idle)
+            freed = await asyncio.to_thread(_on_device, opened.manager.release_if_idle, opened)
             log.info("released %.2f GB from the device panel; the next run restores them", freed / 1e9)
             return 200, {**self.status(), "freed": freed}
 
@@ -149,7 +149,7 @@ class Panel:
                 problem = "A workflow is running or waiting."
                 return _refusal(problem, "Nothing is lost: a run restores what it needs by itself.")
             try:
-                restored = await asyncio.to_thread(_restore, opened)
+                restored = await asyncio.to_thread(_on_device, opened.manager.restore, opened)
             except (torch.OutOfMemoryError, OSError) as error:
                 return _refusal(f"Not restored: {error}", "Free memory, or check that the model files are still there.")
             return 200, {**self.status(), "restored": restored}
@@ -185,10 +185,11 @@ def _running_here() -> Hashable:
     return None
 
 
-def _restore(opened: Opened) -> int:
+def _on_device(act: Callable[[], int], opened: Opened) -> int:
+    """In a thread of its own, whose current GPU would be the first one."""
     device = opened.manager.device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return opened.manager.restore()
+        return act()
 
 
 def _no_models() -> host.Answer:

@@ -5,8 +5,8 @@ import { size } from './panel/format.js'
 import { createView } from './panel/view.js'
 
 const EVENT = 'ltx2.status'
-/** Ends of runs: what is busy changes then, and no node of ours says so. */
-const RUN_EVENTS = ['execution_start', 'execution_success', 'execution_error', 'execution_interrupted']
+/** The queue changed: a run has begun or ended, which no node of ours says. Sent to every page, after the fact. */
+const QUEUE_EVENT = 'status'
 
 const view = createView({
   release: () => act('release', {}, ({ freed }) => `Released ${size(freed)}. The next run restores what it needs.`),
@@ -58,7 +58,7 @@ app.registerExtension({
     if (!app.extensionManager?.registerSidebarTab) return
     addStyles()
     api.addEventListener(EVENT, ({ detail }) => mounted && view.show(detail))
-    for (const event of [...RUN_EVENTS, 'reconnected']) api.addEventListener(event, refresh)
+    for (const event of [QUEUE_EVENT, 'reconnected']) api.addEventListener(event, refresh)
     app.extensionManager.registerSidebarTab({
       id: 'ltx2-models',
       icon: 'pi pi-microchip',
