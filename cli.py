@@ -211,6 +211,7 @@ def _tiny_options(folder: Path, variant: Variant, fp8: bool = False) -> list[str
     from .ltx2_core.loading.synthetic import write_tiny
 
     files = write_tiny(folder, variant, fp8=fp8)
+    log.info("wrote tiny LTX-%s files to %s", variant, folder)
     named = {"checkpoint": files.checkpoint, "gemma": files.gemma, "upsampler": files.upsampler}
     named["distilled-lora"] = files.distilled_lora
     return [word for name, path in named.items() for word in (f"--{name}", str(path))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +50,6 @@ __all__ = [
     "write_tiny",
 ]
 
-log = logging.getLogger("ltx2.loading")
 
 GEMMA_LAYERS = 4
 LORA_RANK = 16  # capped per layer at min(in, out), as in the official file
@@ -152,7 +150,6 @@ def write_tiny(
     _save(files.distilled_lora, _lora(parts.transformer, DISTILLED_EFFECT, generator), DTYPES[dtype], version)
     _save(files.lora, _lora(parts.transformer, USER_EFFECT, generator), DTYPES[dtype], version)
     write_tiny_gemma(files.gemma, text_width, gemma_layers, generator, gemma_heads)
-    log.info("wrote tiny LTX-%s files to %s", variant, folder)
     return files
 
 
