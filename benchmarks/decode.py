@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..ltx2_core.media.sink import NullSink
 from ..ltx2_core.models.text.config import TEXT_TOKENS
-from ..ltx2_core.models.text.gemma import gemma_hidden_states
+from ..ltx2_core.models.text.gemma import gemma_states
 from ..ltx2_core.protocols import NoProgress
 from ..ltx2_core.recipes import DEFAULT_FPS, official_recipe
 from ..ltx2_core.request import GenerationRequest
@@ -109,8 +109,8 @@ class DecodeBenchmark:
         ids = [tokenizer.encode(prompt, TEXT_TOKENS).tensor(residency.device) for prompt in PROMPTS]
         what = f"two prompts of {PROMPT_TOKENS} tokens"
         yield Measured("text", what, lambda: encode_prompts(self.models, residency, PROMPTS, _QUIET))
-        yield Measured("text encoder", what, lambda: [gemma_hidden_states(encoder, i) for i in ids], whole=False)
-        states = [gemma_hidden_states(encoder, i) for i in ids]
+        yield Measured("text encoder", what, lambda: gemma_states(encoder, ids), whole=False)
+        states = gemma_states(encoder, ids)
         yield Measured("connectors", what, lambda: [connector(hidden) for hidden in states], whole=False)
 
     def _upsample(self, residency: OnDevice) -> Iterator[Measured]:

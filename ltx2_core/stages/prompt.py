@@ -9,7 +9,7 @@ from math import lcm
 from torch import Tensor
 
 from ..models.text.connector import TEXT_TOKENS
-from ..models.text.gemma import gemma_hidden_states
+from ..models.text.gemma import gemma_states
 from ..protocols import Models, Progress, Residency
 from ..types import Component, Phase, PromptContext
 
@@ -21,26 +21,21 @@ def encode_prompts(
 ) -> list[PromptContext]:
     """Embeddings of each prompt, in order; equal prompts are encoded once.
 
-    A prompt longer than the limit is cut there, and a warning says so. Progress counts one step per distinct
-    prompt for the text encoder and one for the connectors.
+    A prompt longer than the limit is cut there, and a warning says so. Progress counts one step per distinct prompt for
+    the text encoder, which takes all of them at once, and one for the connectors.
     """
     distinct = list(dict.fromkeys(prompts))
     tokenizer = models.tokenizer()
     progress.start("text", 2 * len(distinct))
-    states = []
+    encoded = [tokenizer.encode(prompt, max_tokens=TEXT_TOKENS) for prompt in distinct]
+    for prompt, tokens in zip(distinct, encoded, strict=True):
+        if tokens.truncated_from is not None:
+            cut = "The prompt has %d tokens and is cut to the first %d: %.60r..."
+            logger.warning(cut, tokens.truncated_from, TEXT_TOKENS, prompt)
     with residency.measure("text"):
         with residency.use(Component.TEXT_ENCODER, Phase.PROMPT) as encoder:
-            for prompt in distinct:
-                tokens = tokenizer.encode(prompt, max_tokens=TEXT_TOKENS)
-                if tokens.truncated_from is not None:
-                    logger.warning(
-                        "The prompt has %d tokens and is cut to the first %d: %.60r...",
-                        tokens.truncated_from,
-                        TEXT_TOKENS,
-                        prompt,
-                    )
-                states.append(gemma_hidden_states(encoder, tokens.tensor(residency.device)))
-                progress.step("text", len(states))
+            states = gemma_states(encoder, [tokens.tensor(residency.device) for tokens in encoded])
+            progress.step("text", len(states))
         contexts: dict[str, PromptContext] = {}
         with residency.use(Component.TEXT_CONNECTOR, Phase.PROMPT) as connector:
             for prompt, hidden in zip(distinct, states, strict=True):

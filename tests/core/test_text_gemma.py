@@ -12,7 +12,7 @@ import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, ConfigError
 from ltx2_two_stage.ltx2_core.loading.synthetic_gemma import write_tiny_gemma
-from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource, gemma_hidden_states
+from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource, gemma_hidden_states, gemma_states
 from ltx2_two_stage.ltx2_core.models.text.gemma_config import GemmaConfig, GemmaSizes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -132,6 +132,14 @@ def test_model_is_ready_for_inference(original: Path) -> None:
     result = gemma_hidden_states(model, IDS)
     assert result.shape == (len(IDS), WIDTH, LAYERS + 1)
     assert result.dtype == torch.bfloat16
+
+
+def test_prompts_of_any_lengths_at_once(original: Path) -> None:
+    """What fills a shorter prompt up changes nothing in it. float32: other sums in products of other sizes."""
+    model = GemmaSource.open(original).load_model(torch.float32, "cpu")
+    prompts = [IDS, IDS[:1], torch.cat([IDS.flip(0), IDS])]
+    for together, ids in zip(gemma_states(model, prompts), prompts, strict=True):
+        torch.testing.assert_close(together, gemma_hidden_states(model, ids), rtol=1e-5, atol=1e-5)
 
 
 def test_pipeline_folder_with_text_encoder_and_tokenizer(original: Path, tmp_path: Path) -> None:

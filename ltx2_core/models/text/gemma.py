@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import CheckpointError, ConfigError
 from ..scaled_weights import FP8_NAME, ScaledWeights, ScaledWeightsError, dequantised
 from .gemma_config import GemmaConfig, GemmaSizes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
 
-__all__ = ["GemmaSource", "PromptTokenizer", "TokenizedPrompt", "gemma_hidden_states"]
+__all__ = ["GemmaSource", "PromptTokenizer", "TokenizedPrompt", "gemma_hidden_states", "gemma_states"]
 
 log = logging.getLogger("ltx2.text")
 
@@ -147,36 +148,46 @@ class GemmaSource:
             return PromptTokenizer.from_sentencepiece(file.get_tensor(SENTENCEPIECE_KEY).numpy().tobytes())
 
 
-@torch.no_grad()
 def gemma_hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
-    """All states of one prompt's tokens, which attend to the tokens before them.
+    """All states of one prompt's tokens, as :func:`gemma_states` gives them: (n, D, layers + 1)."""
+    return gemma_states(model, [ids])[0]
 
-    Only real tokens are run: rotary positions are relative and padding is masked, so that the states are those of a
-    padded row up to rounding (fact sheet 3.1).
+
+@torch.no_grad()
+def gemma_states(model: nn.Module, prompts: Sequence[Tensor]) -> list[Tensor]:
+    """All states of some prompts' tokens, which attend to the tokens before them; in one pass over the weights.
+
+    Only real tokens count: rotary positions are relative, and what fills shorter prompts up stands behind them, where
+    no token of theirs looks. So the states are those of a padded row up to rounding (fact sheet 3.1).
 
     Args:
         model: as :meth:`GemmaSource.load_model` returns it.
-        ids: (n,) token ids.
+        prompts: (n,) token ids each, all on one device.
 
     Returns:
-        (n, D, layers + 1) in the model's dtype: the scaled embeddings, the outputs of all layers but the last, and the
-        last one's output after the final norm.
+        For each prompt (n, D, layers + 1) in the model's dtype: the scaled embeddings, the outputs of all layers but
+        the last, and the last one's output after the final norm.
     """
     layers = list(model.get_submodule("layers").children())
     embeddings = model.get_parameter("embed_tokens.weight")
     # On the tokens' device: weights that stream come to it only while their layer computes
-    states = torch.empty(len(ids), embeddings.shape[1], len(layers) + 1, dtype=embeddings.dtype, device=ids.device)
+    states = [
+        torch.empty(len(ids), embeddings.shape[1], len(layers) + 1, dtype=embeddings.dtype, device=ids.device)
+        for ids in prompts
+    ]
+
+    def write(index: int, batch: Tensor) -> None:
+        for kept, row in zip(states, batch, strict=True):
+            kept[..., index] = row[: len(kept)]
 
     # The order and the number of transformers' own hidden_states has changed between versions; a layer's input has not.
     def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-            states[..., index] = inputs[0][0]
-
-        return hook
+        return lambda layer, inputs: write(index, inputs[0])
 
     handles = [layer.register_forward_pre_hook(keep(i)) for i, layer in enumerate(layers)]
     try:
-        states[..., -1] = model(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+        rows = pad_sequence(list(prompts), batch_first=True)
+        write(-1, model(input_ids=rows, use_cache=False).last_hidden_state)
     finally:
         for handle in handles:
             handle.remove()
