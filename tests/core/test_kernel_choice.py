@@ -1,0 +1,124 @@
+"""Which kernels and which attention run: settings, what is installed, and what is faster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from ltx2_two_stage.ltx2_core.errors import SettingError
+from ltx2_two_stage.ltx2_core.kernels import attention, availability
+from torch import Tensor
+
+CPU = torch.device("cpu")
+SHAPE = (1, 2, 2048, 64)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    caches = (availability._wanted, attention.installed_flash, attention._faster_flash)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+def pretend_flash(monkeypatch: pytest.MonkeyPatch, name: str, result: Any = None) -> list[tuple[int, ...]]:
+    """A package that takes (B, T, heads, head_dim); returns the shapes that it was called with."""
+    for module in ("flash_attn", "flash_attn.cute", "flash_attn_interface"):
+        monkeypatch.setitem(sys.modules, module, None)
+    called: list[tuple[int, ...]] = []
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        called.append(tuple(q.shape))
+        if isinstance(result, Exception):
+            raise result
+        return (q, None)
+
+    package = ModuleType(name)
+    package.flash_attn_func = function  # type: ignore[attr-defined]
+    if "." in name:
+        monkeypatch.setitem(sys.modules, name.split(".")[0], ModuleType(name.split(".")[0]))
+    monkeypatch.setitem(sys.modules, name, package)
+    return called
+
+
+def test_eager_kernels_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv(availability.VARIABLE, "eager")
+    assert not availability.fused(torch.zeros(1))
+
+
+def test_without_triton_kernels_are_eager(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level("INFO", logger="ltx2.kernels"):
+        assert not availability.fused(torch.zeros(1))
+    assert "Triton is not installed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("variable", "decide"),
+    [(availability.VARIABLE, availability._wanted), (attention.VARIABLE, attention.installed_flash)],
+    ids=["kernels", "attention"],
+)
+def test_unknown_settings_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, decide: Any) -> None:
+    monkeypatch.setenv(variable, "fastest")
+    with pytest.raises(SettingError, match=f"{variable}.*fastest.*Choose from: auto"):
+        decide()
+
+
+@pytest.mark.parametrize("name", ["flash_attn.cute", "flash_attn_interface", "flash_attn"])
+def test_flash_attention_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    called = pretend_flash(monkeypatch, name)
+    found = attention.installed_flash()
+    assert found is not None
+    assert found[0] == name
+    q = torch.zeros(1, 2, 3, 4)
+    assert found[1](q, q, q).shape == q.shape
+    assert called == [(1, 3, 2, 4)]
+
+
+def test_flash_attention_can_be_left_out_and_insisted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_flash(monkeypatch, "flash_attn")
+    monkeypatch.setenv(attention.VARIABLE, "sdpa")
+    assert attention.installed_flash() is None
+    attention.installed_flash.cache_clear()
+    monkeypatch.setenv(attention.VARIABLE, "flash")
+    assert attention._faster_flash(CPU, torch.bfloat16, SHAPE, 2048) is not None  # whatever it takes
+    attention.installed_flash.cache_clear()
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(SettingError, match="cannot be imported"):
+        attention.installed_flash()
+
+
+@pytest.mark.parametrize(("theirs", "taken"), [(0.5, True), (0.99, False), (2.0, False)])
+def test_the_faster_attention_is_taken_by_a_margin(monkeypatch: pytest.MonkeyPatch, theirs: float, taken: bool) -> None:
+    pretend_flash(monkeypatch, "flash_attn_interface")
+    times = iter([theirs, 1.0])
+    monkeypatch.setattr(attention, "_median_ms", lambda run: next(times))
+    assert (attention._faster_flash(CPU, torch.bfloat16, SHAPE, 2048) is not None) is taken
+    # Measured once
+    assert (attention._faster_flash(CPU, torch.bfloat16, SHAPE, 2048) is not None) is taken
+    assert attention._faster_flash(CPU, torch.float32, SHAPE, 2048) is None
+
+
+def test_an_attention_that_breaks_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretend_flash(monkeypatch, "flash_attn", RuntimeError("no kernel for this GPU"))
+    assert attention._faster_flash(CPU, torch.bfloat16, SHAPE, 2048) is None
+    assert "no kernel for this GPU" in caplog.text
+
+
+def test_attention_on_the_cpu_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = pretend_flash(monkeypatch, "flash_attn")
+    q, k, v = torch.randn(3, 1, 2, 1100, 8).unbind()
+    bias = torch.randn(1, 1, 1100, 1100)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    assert torch.equal(attention.attention(q, k, v, bias), expected)
+    assert not called
