@@ -33,6 +33,7 @@ from ..ltx2_core.types import (
 from . import host
 from .conversions import RAW_KEY, to_context
 from .handle import PipelineHandle
+from .panel import PANEL
 
 Stream = Literal["video", "audio"]
 
@@ -77,8 +78,11 @@ class SharedTransformer(nn.Module):
 
     def sampled(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Wraps a whole sampling of the host (``OUTER_SAMPLE``), so that a stage's weights are made once for it."""
-        with self._handle.pipeline.residency.measure(f"{self._phase.value} sampler"), self.hold():
-            return executor(*args, **kwargs)
+        pipeline = self._handle.pipeline
+        with pipeline.residency.measure(f"{self._phase.value} sampler"), self.hold():
+            result = executor(*args, **kwargs)
+        PANEL.ran(host.current_run(), pipeline.last_report())
+        return result
 
     @contextmanager
     def hold(self) -> Iterator[nn.Module]:
