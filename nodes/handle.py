@@ -20,6 +20,7 @@ from ..ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import Recipe
+from .model_sets import MODEL_SETS, file_stamps
 from .residency import HostEntry, HostMemory, ask, most_bytes
 
 log = logging.getLogger("ltx2.nodes")
@@ -73,14 +74,6 @@ class PipelineHandle:
             for own, official in zip(self.distilled_strength, recipe.distilled_strength, strict=True)
         )
         return replace(recipe, distilled_strength=(first, second))
-
-
-def file_stamps(path: Path | None) -> tuple[tuple[str, int, int], ...]:
-    """(path, bytes, modification time in ns) of a file, or of every file in a folder."""
-    if path is None:
-        return ()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 class ModeChange:
@@ -174,7 +167,7 @@ class PipelineRegistry:
         key = (files, stamps, dtype, device, mode, precision)
         with self._lock:
             if self._handle is None or key != self._key:
-                models = ModelSet.open(files, dtype, precision)
+                models = MODEL_SETS.open(files, dtype, precision)
                 # What is loaded goes first: the new plan is made from the memory that is free then
                 self.clear()
                 manager = _open_manager(models, device, mode, memory)

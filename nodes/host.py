@@ -45,20 +45,15 @@ def model_folders_and_files(folders: Sequence[str]) -> list[str]:
     return [*dict.fromkeys(inside), *single]
 
 
-def model_path(setting: str, name: str, folders: Sequence[str]) -> Path:
-    """Where a file or folder of :func:`model_folders_and_files` lies.
-
-    Raises:
-        SettingError: there is no such name any more.
-    """
+def find_model(name: str, folders: Sequence[str]) -> Path | None:
+    """Where a file or folder of :func:`model_folders_and_files` lies; None when it is not there any more."""
     for folder in _known(folders):
         if (found := folder_paths.get_full_path(folder, name)) is not None:
             return Path(found)
     for root in _roots(folders):
         if name in _layout_folders(root):
             return root / name
-    places = " or ".join(f"models/{folder}" for folder in folders)
-    raise SettingError(setting, name, f"there is no such file in {places}", "Put it there and press R to refresh.")
+    return None
 
 
 def _known(folders: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
 from typing import Any
 
 from comfy_api.latest import io
@@ -10,25 +10,14 @@ from comfy_api.latest import io
 from ..assembly import check_device_mode
 from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error
-from ..ltx2_core.loading.model_set import ModelFiles
 from ..ltx2_core.types import DTYPES, PRECISIONS
 from . import host
-from .handle import PIPELINES, file_stamps
+from .handle import PIPELINES
+from .model_choice import FOLDERS, NONE, file_input, files_of, path_of, problem_when_queued, split_file_input
+from .model_sets import file_stamps
 from .sockets import CATEGORY, pipeline_output
 
-NONE = "none"
 AUTO = "auto"
-
-# Input -> kinds of ComfyUI's model folders that it chooses from
-FOLDERS = {
-    "checkpoint": ("checkpoints", "diffusion_models"),
-    "text_encoder": ("text_encoders",),
-    "distilled_lora": ("loras",),
-    "upsampler": ("latent_upscale_models",),
-    "video_vae": ("vae",),
-    "audio_vae": ("vae", "checkpoints"),
-    "text_projection": ("text_encoders",),
-}
 
 
 class Loader(io.ComfyNode):
@@ -42,27 +31,23 @@ class Loader(io.ComfyNode):
             "when a stage first needs them, and stay loaded between runs and workflows.",
             search_aliases=["LTXV", "LTX-2", "LTX-2.3", "two stage", "audio video"],
             inputs=[
-                _file_input(
+                file_input(
                     "checkpoint",
-                    "ltx-2",
                     "LTX-2 or LTX-2.3 checkpoint, from models/checkpoints, or the transformer alone, from "
                     "models/diffusion_models.",
                 ),
-                _file_input(
+                file_input(
                     "text_encoder",
-                    "gemma",
                     "Gemma 3 12B, from models/text_encoders: one file, or a folder in the Hugging Face layout.",
                 ),
-                _file_input(
+                file_input(
                     "distilled_lora",
-                    "distilled-lora",
                     "Distilled LoRA of the checkpoint's generation, from models/loras. The two-stage and hq presets "
                     "need it; a distilled checkpoint does not.",
                     may_be_none=True,
                 ),
-                _file_input(
+                file_input(
                     "upsampler",
-                    "spatial-upscaler-x2",
                     "Spatial x2 upscaler of the checkpoint's generation, from models/latent_upscale_models. Every "
                     "preset of two stages needs it.",
                     may_be_none=True,
@@ -82,11 +67,9 @@ class Loader(io.ComfyNode):
                     "snapshot-low: one on the GPU and a copy in host memory (45 GB). original: one, with the "
                     "LoRA applied on the fly (48 GB).",
                 ),
-                _split_file_input("video_vae", "Video VAE, where the checkpoint has none. From models/vae."),
-                _split_file_input(
-                    "audio_vae", "Audio VAE and vocoder, where the checkpoint has none. From models/vae."
-                ),
-                _split_file_input(
+                split_file_input("video_vae", "Video VAE, where the checkpoint has none. From models/vae."),
+                split_file_input("audio_vae", "Audio VAE and vocoder, where the checkpoint has none. From models/vae."),
+                split_file_input(
                     "text_projection", "Text projection, where the checkpoint has none. From models/text_encoders."
                 ),
                 io.Combo.Input(
@@ -104,17 +87,31 @@ class Loader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, device_mode: str | None = None) -> bool | str:
+    async def validate_inputs(
+        cls,
+        checkpoint: str | None = None,
+        text_encoder: str | None = None,
+        distilled_lora: str | None = None,
+        upsampler: str | None = None,
+        device_mode: str | None = None,
+        video_vae: str | None = None,
+        audio_vae: str | None = None,
+        text_projection: str | None = None,
+    ) -> bool | str:
+        """Files that are not there or do not fit each other are refused when queued. Linked inputs are None."""
         try:
             check_device_mode(device_mode)
         except LTX2Error as error:
             return str(error)
-        return True
+        chosen = dict(zip(FOLDERS, (checkpoint, text_encoder, distilled_lora, upsampler), strict=False))
+        chosen |= {"video_vae": video_vae, "audio_vae": audio_vae, "text_projection": text_projection}
+        # The first look at large headers takes a second, which the page's other requests need not wait for
+        return await asyncio.to_thread(problem_when_queued, chosen) or True
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> Any:
         """A file that changed on disk is opened again."""
-        return [file_stamps(_path(name, inputs.get(name))) for name in FOLDERS]
+        return [file_stamps(path_of(name, inputs.get(name))) for name in FOLDERS]
 
     @classmethod
     def execute(
@@ -130,36 +127,10 @@ class Loader(io.ComfyNode):
         text_projection: str = NONE,
         precision: str = AUTO,
     ) -> io.NodeOutput:
-        files = ModelFiles(
-            checkpoint=host.model_path("checkpoint", checkpoint, FOLDERS["checkpoint"]),
-            gemma=host.model_path("text_encoder", text_encoder, FOLDERS["text_encoder"]),
-            upsampler=_path("upsampler", upsampler),
-            distilled_lora=_path("distilled_lora", distilled_lora),
-            video_vae=_path("video_vae", video_vae),
-            audio_vae=_path("audio_vae", audio_vae),
-            text_projection=_path("text_projection", text_projection),
-        )
+        chosen = (checkpoint, text_encoder, distilled_lora, upsampler, video_vae, audio_vae, text_projection)
+        files = files_of(dict(zip(FOLDERS, chosen, strict=True)))
         device = host.compute_device()
-        chosen = dtype if dtype != AUTO else "float32" if device.type == "cpu" else "bfloat16"
+        number = dtype if dtype != AUTO else "float32" if device.type == "cpu" else "bfloat16"
         memory = host.memory(device)
-        handle = PIPELINES.open(files, DTYPES[chosen], device, device_mode, memory, host.current_run, precision)
+        handle = PIPELINES.open(files, DTYPES[number], device, device_mode, memory, host.current_run, precision)
         return io.NodeOutput(handle)
-
-
-def _path(setting: str, name: str | None) -> Path | None:
-    return None if name in (None, NONE) else host.model_path(setting, name, FOLDERS[setting])
-
-
-def _file_input(setting: str, preferred: str, tooltip: str, may_be_none: bool = False) -> Any:
-    listing = host.model_folders_and_files if setting == "text_encoder" else host.model_files
-    names = listing(FOLDERS[setting])
-    default = next((name for name in names if preferred in name), None)
-    options = [NONE, *names] if may_be_none else names
-    return io.Combo.Input(setting, options=options, default=default, tooltip=tooltip)
-
-
-def _split_file_input(setting: str, tooltip: str) -> Any:
-    options = [NONE, *host.model_files(FOLDERS[setting])]
-    # "advanced" goes in as an extra: hosts before it was a parameter ignore it
-    extra = {"advanced": True}
-    return io.Combo.Input(setting, options=options, default=NONE, optional=True, tooltip=tooltip, extra_dict=extra)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..ltx2_core.errors import SettingError
+from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.loading.lora_file import LoRAFile
 from ..ltx2_core.loading.model_set import LoRASource, Stage
 from . import host
-from .handle import PipelineHandle, file_stamps
+from .handle import PipelineHandle
+from .model_choice import existing
+from .model_sets import file_stamps
 from .sockets import CATEGORY, pipeline_input, pipeline_output
 
 FOLDERS = ("loras",)
@@ -55,7 +60,13 @@ class LoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strength: float | None = None) -> bool | str:
+    def validate_inputs(cls, lora: str | None = None, strength: float | None = None) -> bool | str:
+        """Inputs that come over a link are None: not known yet. Whose LoRA it is, shows with the pipeline."""
+        if lora is not None:
+            try:
+                _check(file_stamps(existing("lora", lora, FOLDERS)))
+            except LTX2Error as error:
+                return str(error)
         if strength is not None and not abs(strength) <= _STRONGEST:
             problem = f"must be a number from {-_STRONGEST:g} to {_STRONGEST:g}"
             return str(SettingError("lora strength", strength, problem, "1 applies the LoRA as made."))
@@ -64,9 +75,19 @@ class LoRA(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> Any:
         """A file that changed on disk is opened again."""
-        return file_stamps(host.model_path("lora", inputs["lora"], FOLDERS)) if inputs.get("lora") else None
+        return file_stamps(existing("lora", inputs["lora"], FOLDERS)) if inputs.get("lora") else None
 
     @classmethod
     def execute(cls, pipeline: PipelineHandle, lora: str, strength: float, stage: str) -> io.NodeOutput:
-        path = host.model_path("lora", lora, FOLDERS)
+        path = existing("lora", lora, FOLDERS)
         return io.NodeOutput(pipeline.with_lora(LoRASource(path, strength, STAGES[stage])))
+
+
+@lru_cache(maxsize=32)
+def _check(stamps: tuple[tuple[str, int, int], ...]) -> None:
+    """Whether a file is a LoRA, from its header; a file that did not change is not read again.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+    LoRAFile.open(Path(stamps[0][0]), "lora")

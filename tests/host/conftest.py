@@ -204,6 +204,7 @@ def _place_wrong_files(models: Path) -> None:
     """What users choose by mistake: another kind of model, half a download, another text encoder."""
     lora = next((models / "loras").glob("*.safetensors"))
     shutil.copy(lora, models / "latent_upscale_models" / "a-lora.safetensors")
+    shutil.copy(next((models / "latent_upscale_models").glob("ltx*")), models / "loras" / "no-lora.safetensors")
     checkpoint = (models / "checkpoints" / "ltx-2.3-22b-dev.safetensors").read_bytes()
     (models / "checkpoints" / "cut.safetensors").write_bytes(checkpoint[: len(checkpoint) // 2])
     write_tiny_gemma(models / "text_encoders" / "gemma-wide", 96, 4, torch.Generator().manual_seed(0))

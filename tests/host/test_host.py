@@ -357,16 +357,71 @@ def _loader(**changes: str) -> Prompt:
         pytest.param(_native_latent(), "is of other models: these have 16 video channels", id="latent of other models"),
         pytest.param(_loader(upsampler="none"), "upsampler = None", id="no upsampler"),
         pytest.param(_loader(distilled_lora="none"), "distilled-lora = None", id="no distilled LoRA"),
-        pytest.param(_loader(upsampler="a-lora.safetensors"), "a-lora.safetensors", id="LoRA as upsampler"),
-        pytest.param(_loader(checkpoint="cut.safetensors"), "cut.safetensors", id="truncated checkpoint"),
-        pytest.param(_loader(text_encoder="gemma-wide"), "gemma-wide", id="text encoder of another width"),
-        pytest.param(
-            _loader(distilled_lora="ltx-2-19b-distilled-lora-384.safetensors"), "lora", id="LoRA of another generation"
-        ),
     ],
 )
 def test_bad_graphs_fail_with_the_fix(host: Any, prompt: Prompt, message: str) -> None:
     assert message in host.failure(prompt)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        pytest.param({"upsampler": "a-lora.safetensors"}, ["a-lora.safetensors", "(LoRA)"], id="LoRA as upsampler"),
+        pytest.param({"checkpoint": "cut.safetensors"}, ["cut.safetensors", "is truncated"], id="half a checkpoint"),
+        pytest.param({"text_encoder": "gemma-wide"}, ["gemma-wide", "hidden size of 96"], id="wide text encoder"),
+        pytest.param(
+            {"distilled_lora": LOADER_2_0["inputs"]["distilled_lora"]},
+            ["it looks like a LoRA for LTX-2.0"],
+            id="LoRA of LTX-2",
+        ),
+        pytest.param(
+            {"upsampler": LOADER_2_0["inputs"]["upsampler"]},
+            [
+                "is of LTX-2.0, the checkpoint is of LTX-2.3",
+                "ltx-2.3-spatial-upscaler-x2-1.1.safetensors (1.0 GB, from",
+            ],
+            id="upsampler of LTX-2",
+        ),
+        pytest.param({"checkpoint": "ltx-2-19b-dev.safetensors"}, ["LTX-2.0"], id="all but the checkpoint"),
+        pytest.param(
+            {"checkpoint": "ltx-2.3-22b-distilled-1.1.safetensors.old"},
+            ["there is no such file in models/checkpoints or models/diffusion_models", "The released file is ltx-2.3"],
+            id="no such file",
+        ),
+        pytest.param(
+            {"text_encoder": "gemma_3_12B_it.safetensors"},
+            ["Get it from Comfy-Org/ltx-2", "24.4 GB, Gemma Terms of Use", "LTX-2 Download", "models/text_encoders"],
+            id="released file that is not there",
+        ),
+        pytest.param({"text_encoder": "none"}, ["text_encoder = 'none'", "gemma_3_12B_it"], id="no text encoder"),
+    ],
+)
+def test_files_that_do_not_fit_are_refused_when_queued(host: Any, changes: dict[str, str], messages: list[str]) -> None:
+    opened = host.log.count("opened the models")
+    for prompt in (_loader(**changes), _loader(**changes)):  # the second time it is known without reading
+        refusal = host.refusal(prompt)
+        assert all(message in refusal for message in messages), refusal
+    assert host.log.count("opened the models") == opened
+
+
+def test_a_file_that_is_no_lora_is_refused_when_queued(host: Any) -> None:
+    prompt = generate()
+    prompt["style"] = node("LTX2TwoStageLoRA", pipeline=["loader", 0], lora="x", strength=1.0, stage="both")
+    prompt["all"]["inputs"]["pipeline"] = ["style", 0]
+    assert "there is no such file in models/loras" in host.refusal(prompt)
+    prompt["style"]["inputs"]["lora"] = "no-lora.safetensors"
+    assert "is no LoRA" in host.refusal(prompt)
+
+
+def test_a_file_that_was_refused_is_looked_at_again_when_it_changes(host: Any) -> None:
+    path = host.base / "models" / "latent_upscale_models" / "changing.safetensors"
+    good = path.with_name(str(LOADER["inputs"]["upsampler"])).read_bytes()  # type: ignore[index]
+    path.write_bytes(good[:-100])
+    assert "is truncated" in host.refusal(_loader(upsampler=path.name))
+    path.write_bytes(good)
+    prompt = _loader(upsampler=path.name)
+    prompt["all"]["inputs"]["preset"] = "hq"
+    host.run(prompt)
 
 
 def test_an_interrupt_stops_the_run_and_leaves_the_next_one_as_it_was(host: Any) -> None:
