@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 import wave
@@ -157,3 +159,20 @@ def test_the_script_uploads_inputs(host: Any, placed: None, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert (host.base / "input" / picture.name).read_bytes() == picture.read_bytes()
     assert "uploaded my first.png" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C cannot be sent to one process there")
+def test_stopping_the_script_stops_the_run(host: Any) -> None:
+    file = graphs.API / "ltx2_two_stage_text_to_video.json"
+    changes = [*tiny(json.loads(file.read_text(encoding="utf-8"))), "LTX2TwoStageDenoise.steps=1000"]
+    command = [sys.executable, "-I", "-S", str(SCRIPT), "--host", host.url, str(file), *changes]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout and running.stderr
+        number = running.stdout.readline().removeprefix("queued ").strip()
+        limit = time.monotonic() + 60
+        while not host.get("/queue")["queue_running"] and time.monotonic() < limit:
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 1
+        assert running.stderr.read() == "Stopped.\n"
+    assert "execution_interrupted" in dict(host.wait(number)["status"]["messages"])
