@@ -163,6 +163,7 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"uploaded {host.upload(path)}\n")
     number = host.queue(workflow)
     sys.stdout.write(f"queued {number}\n")
+    sys.stdout.flush()  # whoever reads it over a pipe need not wait for the end
     try:
         outputs = host.wait(number, arguments.timeout)
     except KeyboardInterrupt:
