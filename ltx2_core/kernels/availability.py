@@ -22,12 +22,27 @@ SETTINGS = ("auto", "eager")
 
 def fused(tensor: Tensor) -> bool:
     """Whether Triton's kernels serve this tensor: on an NVIDIA or AMD GPU, or anywhere in Triton's interpreter."""
-    return (tensor.is_cuda or interpreted()) and _wanted()
+    return _wanted() and (runs_on(tensor.device) if tensor.is_cuda else interpreted())
 
 
 def interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on the CPU (``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@lru_cache(maxsize=8)
+def runs_on(device: torch.device) -> bool:
+    """Whether Triton can compile and launch a kernel on this GPU: it needs a C compiler, which not every system has."""
+    try:
+        from .trial_triton import trial
+
+        trial(device)
+    except Exception as error:
+        # Whatever stands in the way: PyTorch's own kernels do the same work
+        reason = str(error).strip() or type(error).__name__
+        logger.warning("Triton does not work here; PyTorch's own kernels run, about a quarter slower: %s", reason)
+        return False
+    return True
 
 
 @lru_cache(maxsize=1)

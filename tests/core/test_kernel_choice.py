@@ -19,7 +19,7 @@ SHAPE = (1, 2, 2048, 64)
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    caches = (availability._wanted, attention.installed_flash, attention._faster_flash)
+    caches = (availability._wanted, availability.runs_on, attention.installed_flash, attention._faster_flash)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -59,6 +59,29 @@ def test_without_triton_kernels_are_eager(monkeypatch: pytest.MonkeyPatch, caplo
     with caplog.at_level("INFO", logger="ltx2.kernels"):
         assert not availability.fused(torch.zeros(1))
     assert "Triton is not installed" in caplog.text
+
+
+def test_a_triton_that_does_not_work_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = ModuleType("trial_triton")
+
+    def trial(device: torch.device) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    broken.trial = trial  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, f"{availability.__package__}.trial_triton", broken)
+    assert not availability.runs_on(CPU)
+    assert not availability.runs_on(CPU)
+    assert caplog.text.count("Failed to find C compiler") == 1
+
+
+def test_the_trial_launches_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    from ltx2_two_stage.ltx2_core.kernels.trial_triton import trial
+
+    assert trial(CPU).tolist() == list(range(16))
 
 
 @pytest.mark.parametrize(
