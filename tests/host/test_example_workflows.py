@@ -135,7 +135,7 @@ def test_the_script_says_what_is_wrong(host: Any) -> None:
         (["nobody.width=1"], "'nobody' names 0 nodes, not one. The workflow has 1 (LTX2TwoStageLoader)"),
         (["LTX2TwoStageDenoise.size=1"], "has no input 'size'. It has preset, width"),
         (["width"], "'width' is not of the form NODE.INPUT=VALUE."),
-        ([], "1 (LTX2TwoStageLoader): "),
+        ([], "1 (LTX2TwoStageLoader): text_encoder = 'gemma_3_12B_it.safetensors': there is no such file"),
         (
             ["LTX2TwoStageLoader.text_encoder=gemma-2.3", "LTX2TwoStageDenoise.width=100"],
             "(LTX2TwoStageDenoise): width = 100: must be a multiple of 64",

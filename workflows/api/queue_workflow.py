@@ -127,8 +127,16 @@ def _refusals(answer: Mapping[str, Any]) -> Iterator[str]:
     error = answer.get("error", answer)
     yield str(error.get("message", error) if isinstance(error, dict) else error)
     for key, node in answer.get("node_errors", {}).items():
-        for problem in node["errors"]:
-            yield f"{key} ({node['class_type']}): {problem['message']}: {problem['details']}"
+        # A node's own check is repeated for each input that it looks at
+        own = "custom_validation_failed"
+        words = [
+            problem["details"].partition(" - ")[2]
+            if problem["type"] == own
+            else f"{problem['message']}: {problem['details']}"
+            for problem in node["errors"]
+        ]
+        for reason in dict.fromkeys(words):
+            yield f"{key} ({node['class_type']}): {reason}"
 
 
 def _outputs(entry: Mapping[str, Any]) -> dict[str, Any]:
