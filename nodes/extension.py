@@ -24,6 +24,7 @@ NODES: tuple[tuple[str, str], ...] = (
     ("generate", "Generate"),
     ("model", "Model"),
     ("report", "Report"),
+    ("download", "Download"),
 )
 
 

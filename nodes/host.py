@@ -56,6 +56,19 @@ def find_model(name: str, folders: Sequence[str]) -> Path | None:
     return None
 
 
+def default_folder(kind: str) -> Path:
+    """Where new files of one kind go: the first of ComfyUI's folders for it, made when it is not there.
+
+    Raises:
+        SettingError: this host has no such kind.
+    """
+    if not _known([kind]):
+        raise SettingError("folder", kind, "is not known to this ComfyUI", "Update ComfyUI, or place the file by hand.")
+    folder = _roots([kind])[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _known(folders: Sequence[str]) -> list[str]:
     # Older hosts lack some kinds of folder
     return [folder for folder in folders if folder in folder_paths.folder_names_and_paths]

@@ -125,3 +125,19 @@ def comfyui() -> ComfyUI:
         pytest.fail(f"REQUIRE_COMFYUI=1, but {found}")
     warnings.warn(f"the ComfyUI tests did NOT run: {found}", stacklevel=1)
     pytest.skip(found)
+
+
+def _load_fake_hub() -> Any:
+    spec = importlib.util.spec_from_file_location("fake_hub", Path(__file__).with_name("fake_hub.py"))
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def fake_hub() -> Iterator[Any]:
+    """A server that answers as the Hugging Face Hub does; ``url`` is for the variable HF_ENDPOINT."""
+    hub = _load_fake_hub().FakeHub()
+    yield hub
+    hub.close()

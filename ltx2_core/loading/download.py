@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,7 +17,15 @@ from typing import Any, Protocol, cast
 from ..errors import CheckpointError, LTX2Error, OutputError
 from .artifacts import Role, Selection, select
 
-__all__ = ["GEMMA_REPOSITORY", "REPOSITORIES", "HubClient", "download_files", "download_gemma", "download_set"]
+__all__ = [
+    "GEMMA_REPOSITORY",
+    "REPOSITORIES",
+    "HubClient",
+    "download_files",
+    "download_gemma",
+    "download_set",
+    "remote_sizes",
+]
 
 logger = logging.getLogger("ltx2.loading")
 
@@ -53,6 +61,10 @@ class HubClient(Protocol):
         local_files_only: bool = False,
         allow_patterns: list[str] | None = None,
     ) -> str: ...
+
+    def model_info(self, repo_id: str, *, revision: str | None = None, files_metadata: bool = False) -> Any:
+        """With ``siblings``, each of which has ``rfilename`` and ``size``."""
+        ...
 
 
 def download_set(
@@ -129,6 +141,23 @@ def download_gemma(
             allow_patterns=list(_GEMMA_FILES),
         )
     return Path(found)
+
+
+def remote_sizes(
+    repository: str, names: Collection[str], *, revision: str | None = None, client: HubClient | None = None
+) -> dict[str, int]:
+    """Bytes of single files as the Hub states them, by name. Nothing is downloaded.
+
+    Arguments and errors as :func:`download_set`.
+    """
+    with _explained(repository, None, None):
+        info = _hub(client).model_info(repository, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: file.size for file in info.siblings or ()}
+    for name in names:
+        if sizes.get(name) is None:
+            fix = "It may have moved: look at the repository's page, and put the file in place yourself."
+            raise CheckpointError(SETTING, repository, f"has no file {name}", fix)
+    return {name: int(sizes[name]) for name in names}
 
 
 def _list_files(

@@ -85,17 +85,17 @@ NODE_CLASS_MAPPINGS = {"HostBooks": HostBooks}
 class Host:
     """One ComfyUI process on a free port, with a base folder of its own."""
 
-    def __init__(self, folder: Path, python: Path, base: Path) -> None:
+    def __init__(self, folder: Path, python: Path, base: Path, *options: str, **variables: str) -> None:
         self.base, self.log_file = base, base / "log.txt"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [str(python), "main.py", "--cpu", "--base-directory", str(base), "--port", str(port)]
-        command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch"]
+        command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch", *options]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}
             )
 
     @property
@@ -211,7 +211,7 @@ def _place_wrong_files(models: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+def host(comfyui: Any, fake_hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
@@ -220,7 +220,8 @@ def host(comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hos
     (base / "input").mkdir()
     shutil.copy(comfyui.folder / "input" / "example.png", base / "input")
     _place_files(base, tmp_path_factory.mktemp("tiny"))
-    running = Host(comfyui.folder, comfyui.python, base)
+    hub = {"HF_ENDPOINT": fake_hub.url, "HF_HOME": str(base / "hub"), "HF_HUB_OFFLINE": "0"}
+    running = Host(comfyui.folder, comfyui.python, base, **hub)
     try:
         running.wait_until_up()
         yield running

@@ -32,6 +32,7 @@ FROZEN_IDS = {
     " audio -> VIDEO IMAGE AUDIO LATENT STRING",
     "LTX2TwoStageModel": "pipeline stage preset recipe -> MODEL",
     "LTX2TwoStageReport": "pipeline after -> STRING STRING IMAGE SVG",
+    "LTX2TwoStageDownload": "generation preset text_encoder accept_licences -> STRING",
 }
 
 DESCRIBE = """

@@ -1,0 +1,196 @@
+"""Fetches the released model files, when the user has accepted their licences."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..ltx2_core.errors import CheckpointError, LTX2Error, SettingError
+from ..ltx2_core.loading.artifact_names import Role
+from ..ltx2_core.loading.download import remote_sizes
+from ..ltx2_core.loading.download_process import check_space, fetch
+from ..ltx2_core.loading.releases import TEXT_ENCODER, Release, released_set
+from ..ltx2_core.recipes import RECIPE_NAMES
+from . import host
+from .model_choice import FOLDERS, ROLES
+from .progress import duration
+from .sockets import CATEGORY
+
+log = logging.getLogger("ltx2.nodes")
+
+GENERATIONS: Mapping[str, str] = {"LTX-2.3": "2.3", "LTX-2": "2.0"}
+_INPUTS: Mapping[Role, str] = {role: name for name, role in ROLES.items()}
+_WRITE_SECONDS = 1.0
+
+
+class Download(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LTX2TwoStageDownload",
+            display_name="LTX-2 Download",
+            category=CATEGORY,
+            description="Fetches the released model files that a preset needs and that are not there yet, from Hugging "
+            "Face into ComfyUI's model folders. Run it alone, with licences not accepted, to see which files those "
+            "are, how large, and under which licences.",
+            search_aliases=["LTX-2", "LTX-2.3", "models", "Hugging Face"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "generation",
+                    options=list(GENERATIONS),
+                    default="LTX-2.3",
+                    tooltip="Generation of the models. Files of LTX-2 and LTX-2.3 do not mix.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(RECIPE_NAMES),
+                    default="two-stage",
+                    tooltip="Preset whose files are fetched. two-stage and hq need the same: the checkpoint, the "
+                    "distilled LoRA and the upscaler. About 47 to 55 GB.",
+                ),
+                io.Boolean.Input(
+                    "text_encoder",
+                    default=True,
+                    tooltip="Also fetches Gemma 3 12B, which every preset needs. About 24 GB.",
+                ),
+                io.Boolean.Input(
+                    "accept_licences",
+                    default=False,
+                    tooltip="I have read and accept the licences of these files: the LTX-2 Community License Agreement "
+                    "and, for the text encoder, the Gemma Terms of Use. Nothing is fetched while this is off.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "report", display_name="report", tooltip="Which files were fetched, and where they are."
+                )
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls,
+        generation: str | None = None,
+        preset: str | None = None,
+        text_encoder: bool | None = None,
+        accept_licences: bool | None = None,
+    ) -> bool | str:
+        """Inputs that come over a link are None: not known yet."""
+        try:
+            if generation is not None and preset is not None:
+                check_accepted(wanted(generation, preset, text_encoder is not False), accept_licences is not False)
+        except LTX2Error as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> float:
+        """Never equal to anything, itself included: whether the files are there is not decided by the inputs."""
+        return float("nan")
+
+    @classmethod
+    def execute(cls, generation: str, preset: str, text_encoder: bool, accept_licences: bool) -> io.NodeOutput:
+        files = wanted(generation, preset, text_encoder)
+        check_accepted(files, accept_licences)
+        places = {release: found for release in files if (found := _found(release)) is not None}
+        lines = [f"{path} was there already." for path in places.values()]
+        missing = [release for release in files if release not in places]
+        lines += [f"{path} was fetched." for path in fetch_all(missing, host.NodeSurface())] if missing else []
+        report = "\n".join([*lines, "Press R to refresh the lists of files."])
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+
+def wanted(generation: str, preset: str, text_encoder: bool) -> tuple[Release, ...]:
+    """The files of a preset, whether they are there or not.
+
+    Raises:
+        SettingError: there is no such generation or preset.
+    """
+    for name, value, known in (("generation", generation, GENERATIONS), ("preset", preset, RECIPE_NAMES)):
+        if value not in known:
+            raise SettingError(name, value, "is not known", f"Choose one of: {', '.join(known)}.")
+    files = released_set(GENERATIONS[generation], preset)
+    return (*files, TEXT_ENCODER) if text_encoder else files
+
+
+def check_accepted(files: tuple[Release, ...], accepted: bool) -> None:
+    """Whether anything may be fetched.
+
+    Raises:
+        SettingError: not before the licences are accepted; says of which files, and how large they are.
+    """
+    missing = [release for release in files if _found(release) is None]
+    if accepted or not missing:
+        return
+    names = "; ".join(f"{release} into models/{_folder(release)}" for release in missing)
+    total = sum(release.gigabytes for release in missing)
+    licences = " and the ".join(dict.fromkeys(release.licence for release in missing))
+    problem = f"about {total:.1f} GB would be fetched under the {licences}: {names}"
+    pages = " and ".join(dict.fromkeys(release.repository for release in missing))
+    fix = f"Read the licences on the pages of {pages} on Hugging Face; if you accept them, turn accept_licences on."
+    raise SettingError("accept_licences", False, problem, fix)
+
+
+def fetch_all(files: list[Release], surface: host.NodeSurface) -> list[Path]:
+    """Fetches the files one after the other; returns where they are.
+
+    Raises:
+        CheckpointError: a repository cannot be read.
+        OutputError: there is not enough room, or a folder is not writable. Checked before anything is fetched.
+    """
+    sizes = {release: remote_sizes(release.repository, [release.path])[release.path] for release in files}
+    targets = {release: host.default_folder(_folder(release)) / release.name for release in files}
+    for folder in {target.parent for target in targets.values()}:
+        on_disk = folder.stat().st_dev
+        check_space(folder, sum(sizes[r] for r in files if targets[r].parent.stat().st_dev == on_disk))
+    for release in files:
+        what = (release.name, sizes[release] / 1e9, release.repository, targets[release].parent, release.licence)
+        log.info("fetching %s (%.1f GB) from %s into %s, under the %s", *what)
+    progress = _Progress(surface, sum(sizes.values()))
+    for release in files:
+        if targets[release].exists():
+            problem = "was put there by somebody else meanwhile"
+            raise CheckpointError("folder", targets[release], problem, "Run again: what is there is not fetched.")
+        progress.name = release.name
+        fetch(release.repository, release.path, sizes[release], targets[release], progress.report)
+        progress.before += sizes[release]
+    return list(targets.values())
+
+
+class _Progress:
+    """How far several downloads are, on the node; every report is a chance to interrupt."""
+
+    def __init__(self, surface: host.NodeSurface, total: int) -> None:
+        self.name, self.before = "", 0
+        self._surface, self._total = surface, total
+        self._begun, self._written = time.monotonic(), float("-inf")
+
+    def report(self, nbytes: int) -> None:
+        self._surface.check()
+        done, now = self.before + nbytes, time.monotonic()
+        self._surface.bar(done, self._total)
+        if now - self._written < _WRITE_SECONDS and done < self._total:
+            return
+        self._written = now
+        text = f"{self.name}: {done / 1e9:.1f} of {self._total / 1e9:.1f} GB in all"
+        if 0 < done < self._total and now > self._begun:
+            rate = done / (now - self._begun)
+            text += f", {rate / 1e6:.0f} MB/s, about {duration((self._total - done) / rate)} left"
+        self._surface.write(text)
+
+
+def _folder(release: Release) -> str:
+    return FOLDERS[_INPUTS[release.role]][0]
+
+
+def _found(release: Release) -> Path | None:
+    """Where the file is, in whatever sub-folder of the folders for it."""
+    folders = FOLDERS[_INPUTS[release.role]]
+    name = next((name for name in host.model_files(folders) if Path(name).name == release.name), None)
+    return None if name is None else host.find_model(name, folders)

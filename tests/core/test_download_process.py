@@ -1,0 +1,159 @@
+"""Downloads in a process of their own, from a hub on this machine with the real client: whole files or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi
+from ltx2_two_stage.ltx2_core.errors import CheckpointError, LTX2Error, OutputError
+from ltx2_two_stage.ltx2_core.loading import download_process
+from ltx2_two_stage.ltx2_core.loading.download import remote_sizes
+from ltx2_two_stage.ltx2_core.loading.download_process import check_space, fetch
+
+REPOSITORY, PATH = "Lightricks/LTX-2.3", "sub/ltx-2.3-22b-dev.safetensors"
+DATA = os.urandom(12_000_000)
+
+
+class Stopped(BaseException):
+    """As ComfyUI's own interrupt: no Exception."""
+
+
+@pytest.fixture
+def hub(fake_hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    monkeypatch.setenv("HF_ENDPOINT", fake_hub.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    fake_hub.files[REPOSITORY] = {PATH: DATA, "README.md": b"words"}
+    yield fake_hub
+    fake_hub.pause = 0.0
+    fake_hub.gated.clear()
+    fake_hub.wrong_size.clear()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    folder = tmp_path / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    return folder / "ltx-2.3-22b-dev.safetensors"
+
+
+def nothing(nbytes: int) -> None: ...
+
+
+def test_a_file_comes_whole_with_its_progress_and_nothing_else(hub: Any, target: Path) -> None:
+    hub.pause = 0.1
+    seen: list[int] = []
+    sizes = remote_sizes(REPOSITORY, [PATH], client=HfApi(endpoint=hub.url))
+    assert sizes == {PATH: len(DATA)}
+    fetch(REPOSITORY, PATH, sizes[PATH], target, seen.append)
+    assert target.read_bytes() == DATA
+    assert list(target.parent.iterdir()) == [target]
+    assert seen == sorted(seen) and seen[-1] == len(DATA) and any(0 < nbytes < len(DATA) for nbytes in seen)
+
+
+def test_a_stopped_download_leaves_nothing_and_ends_at_once(hub: Any, target: Path) -> None:
+    hub.pause = 1.0
+
+    def stop(nbytes: int) -> None:
+        if nbytes:
+            raise Stopped
+
+    begun = time.monotonic()
+    with pytest.raises(Stopped):
+        fetch(REPOSITORY, PATH, len(DATA), target, stop)
+    assert time.monotonic() - begun < 10, "the whole file takes 12 s"
+    assert list(target.parent.iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_removed(hub: Any, target: Path) -> None:
+    left = target.with_name(f".{target.name}.download")
+    left.mkdir()
+    (left / "half").write_bytes(b"x")
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert list(target.parent.iterdir()) == [target]
+
+
+def _gated(hub: Any) -> None:
+    hub.gated.add(REPOSITORY)
+
+
+def _gone(hub: Any) -> None:
+    del hub.files[REPOSITORY][PATH]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [(_gated, "accept its licence"), (_gone, "has no file")],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_failures_say_what_to_do_and_leave_nothing(hub: Any, target: Path, prepare: Any, words: str) -> None:
+    prepare(hub)
+    with pytest.raises(LTX2Error, match=words):
+        fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_another_size_than_announced_is_refused(hub: Any, target: Path) -> None:
+    with pytest.raises(CheckpointError, match="sent 12,000,000 bytes"):
+        fetch(REPOSITORY, PATH, len(DATA) + 1, target, nothing)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_process_that_says_nothing_is_an_error_too(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_process, "_PROGRAM", "raise SystemExit(3)")
+    with pytest.raises(CheckpointError, match="ended with code 3"):
+        fetch(REPOSITORY, PATH, 1, target, nothing)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_the_process_ends_with_its_parent(hub: Any, target: Path, tmp_path: Path) -> None:
+    hub.pause = 1.0
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    process = download_process._start(REPOSITORY, PATH, staging)
+    assert process.stdin is not None
+    process.stdin.close()  # as when the parent dies
+    assert process.wait(30) != 0
+    download_process._end(process)
+
+
+def test_a_file_that_is_not_there_is_named_before_anything_is_fetched(hub: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"has no file other\.safetensors"):
+        remote_sizes(REPOSITORY, ["other.safetensors"], client=HfApi(endpoint=hub.url))
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000_000_000))
+    check_space(tmp_path, 49_000_000_000)
+    with pytest.raises(OutputError, match=r"has 50.0 GB free, the download takes 49.1 GB"):
+        check_space(tmp_path, 49_100_000_000)
+
+
+def test_a_folder_that_cannot_be_written_is_named(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, *args: Any, **kwargs: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(OutputError, match=r"cannot be written \(Permission denied\)"):
+        fetch(REPOSITORY, PATH, 1, target, nothing)
+
+
+def test_the_program_needs_no_installed_package(tmp_path: Path) -> None:
+    """It runs in the host's Python, whose current folder may hold modules of any name."""
+    (tmp_path / "huggingface_hub.py").write_text("raise RuntimeError('not this one')")
+    code = f"{download_process._PROGRAM.replace('.main(sys.argv[2:])', '')}"
+    root = str(Path(download_process.__file__).parents[2])
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = subprocess.run([sys.executable, "-c", code, root], cwd=empty, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,108 @@
+"""LTX-2 Download in a real ComfyUI, with a hub on this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
+
+REPOSITORY, NAME = "Lightricks/LTX-2", "ltx-2-19b-distilled.safetensors"
+GEMMA_REPOSITORY, GEMMA = "Comfy-Org/ltx-2", "split_files/text_encoders/gemma_3_12B_it.safetensors"
+DATA = os.urandom(8_000_000)
+
+
+def download(accept: bool, **changes: Any) -> dict[str, dict[str, Any]]:
+    inputs = {"generation": "LTX-2", "preset": "distilled", "text_encoder": False, "accept_licences": accept}
+    return {"download": {"class_type": "LTX2TwoStageDownload", "inputs": {**inputs, **changes}}}
+
+
+@pytest.fixture
+def hub(host: Any, fake_hub: Any) -> Iterator[Any]:
+    """With the files; what a test fetches of them goes afterwards."""
+    fake_hub.files[REPOSITORY] = {NAME: DATA, "ltx-2-19b-dev.safetensors": b"x"}
+    fake_hub.files[GEMMA_REPOSITORY] = {GEMMA: b"gemma"}
+    fake_hub.asked.clear()
+    yield fake_hub
+    fake_hub.pause = 0.0
+    fake_hub.gated.clear()
+    for path in (checkpoints(host) / NAME, host.base / "models" / "text_encoders" / Path(GEMMA).name):
+        path.unlink(missing_ok=True)
+
+
+def checkpoints(host: Any) -> Path:
+    folder: Path = host.base / "models" / "checkpoints"
+    return folder
+
+
+def listed(host: Any) -> list[str]:
+    loader = host.get("/object_info/LTX2TwoStageLoader")["LTX2TwoStageLoader"]
+    names: list[str] = loader["input"]["required"]["checkpoint"][1]["options"]
+    return names
+
+
+def test_nothing_is_fetched_before_the_licences_are_accepted(host: Any, hub: Any) -> None:
+    inputs = host.get("/object_info/LTX2TwoStageDownload")["LTX2TwoStageDownload"]["input"]["required"]
+    assert inputs["accept_licences"][1]["default"] is False
+    refusal = host.refusal(download(False, text_encoder=True))
+    for words in (
+        "accept_licences = False: about 67.7 GB would be fetched",
+        f"{NAME} (43.3 GB, from {REPOSITORY}) into models/checkpoints",
+        f"gemma_3_12B_it.safetensors (24.4 GB, from {GEMMA_REPOSITORY}) into models/text_encoders",
+        "LTX-2 Community License Agreement and the Gemma Terms of Use",
+        "turn accept_licences on",
+    ):
+        assert words in refusal
+    assert hub.asked == []
+
+
+def test_what_is_missing_is_fetched_to_where_the_loader_finds_it(host: Any, hub: Any) -> None:
+    assert NAME not in listed(host)
+    (text,) = host.outputs(download(True, text_encoder=True))["download"]["text"]
+    assert f"{NAME} was fetched." in text and "ltx-2-spatial-upscaler-x2-1.0.safetensors was there already." in text
+    assert (checkpoints(host) / NAME).read_bytes() == DATA and NAME in listed(host)
+    assert (host.base / "models" / "text_encoders" / Path(GEMMA).name).read_bytes() == b"gemma"
+    assert not list((host.base / "models").rglob("*.download"))
+    assert f"fetching {NAME} (0.0 GB) from {REPOSITORY} into" in host.log
+
+    hub.asked.clear()
+    (text,) = host.outputs(download(True, text_encoder=True))["download"]["text"]
+    assert "was fetched" not in text and hub.asked == [], "what is there is not asked for again"
+    host.outputs(download(False, text_encoder=True))
+
+
+def test_an_interrupt_stops_a_download_and_leaves_nothing(host: Any, hub: Any) -> None:
+    hub.pause = 2.0
+    before = sorted(checkpoints(host).iterdir())
+    running = host.queue(download(True))
+    deadline = time.monotonic() + 60
+    while not any(path.endswith(f"resolve/main/{NAME}") for path in hub.asked) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    assert sorted(checkpoints(host).iterdir()) != before, "it is under way, beside its place"
+    assert NAME not in listed(host)
+    begun = time.monotonic()
+    host.post("/interrupt", {})
+    status = host.wait(running)["status"]
+    assert "execution_interrupted" in dict(status["messages"])
+    assert time.monotonic() - begun < 8, "the file takes 16 s"
+    assert sorted(checkpoints(host).iterdir()) == before
+
+
+def test_a_gated_repository_fails_with_the_fix(host: Any, hub: Any) -> None:
+    hub.gated.add(REPOSITORY)
+    before = sorted(checkpoints(host).iterdir())
+    assert "accept its licence" in host.failure(download(True))
+    assert sorted(checkpoints(host).iterdir()) == before
+
+
+def test_inputs_that_are_not_offered_are_refused(host: Any) -> None:
+    assert "generation = 'LTX-1': is not known. Choose one of: LTX-2.3, LTX-2." in host.refusal(
+        download(True, generation="LTX-1")
+    )
+    assert "preset = 'x': is not known" in host.refusal(download(True, preset="x"))
