@@ -29,7 +29,7 @@ Latent = dict[str, Any]
 
 REQUEST_KEY = "ltx2_two_stage"  # in a LATENT: the request that it was made for
 PROMPT_KEY = "ltx2_prompt"  # in a CONDITIONING: the text
-_FOREIGN_PROMPT = "(conditioning of another node)"
+FOREIGN_PROMPT = "(conditioning of another node)"
 RAW_KEY = "unprocessed_ltxav_embeds"  # set by the host's text encoder: the connectors have still to run
 
 
@@ -68,7 +68,7 @@ def to_context(conditioning: Conditioning, handle: PipelineHandle, setting: str)
 def prompt_text(conditioning: Conditioning) -> str:
     """The text that a CONDITIONING was made from, or a stand-in that says that it is not known."""
     text: str = conditioning[0][1].get(PROMPT_KEY, "")
-    return text if text.strip() else _FOREIGN_PROMPT
+    return text if text.strip() else FOREIGN_PROMPT
 
 
 def to_latent(pair: LatentPair, request: GenerationRequest, base: Mapping[str, Any] | None = None) -> Latent:
@@ -158,7 +158,7 @@ def foreign_request(video: Tensor, handle: PipelineHandle, recipe: Recipe, fps: 
     if not fps:
         fix = "Set fps, or connect the latent of an LTX-2 node."
         raise SettingError("fps", fps, "the latent does not say how many frames a second has", fix)
-    return _sized(GenerationRequest(_FOREIGN_PROMPT, recipe, fps=fps), video, handle)
+    return _sized(GenerationRequest(FOREIGN_PROMPT, recipe, fps=fps), video, handle)
 
 
 def decode_request(latent: Mapping[str, Any], video: Tensor, handle: PipelineHandle, fps: float) -> GenerationRequest:

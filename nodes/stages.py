@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -19,6 +19,7 @@ from ..ltx2_core.stages.decode import decode_audio, decode_video
 from ..ltx2_core.stages.validate import check_audio
 from ..ltx2_core.types import AudioClip, Component, ImageCondition, LatentPair, Phase
 from .conversions import (
+    FOREIGN_PROMPT,
     Conditioning,
     ImageSink,
     Latent,
@@ -64,13 +65,15 @@ class Denoise(io.ComfyNode):
             search_aliases=["LTX-2", "sampler", "KSampler", "stage 1", "t2v"],
             inputs=[
                 pipeline_input(),
+                # Lazy, so that settings which cannot work are refused before the text encoder is loaded
                 io.Conditioning.Input(
-                    "positive", tooltip="What the clip shows and sounds like, from LTX-2 Text Encode."
+                    "positive", lazy=True, tooltip="What the clip shows and sounds like, from LTX-2 Text Encode."
                 ),
                 *clip_inputs(),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
+                    lazy=True,
                     tooltip="What the guidance leads away from, from LTX-2 Text Encode. The distilled preset "
                     "needs none.",
                 ),
@@ -96,6 +99,35 @@ class Denoise(io.ComfyNode):
         return problem_when_queued(preset, width, height, frames, fps) or True
 
     @classmethod
+    def check_lazy_status(
+        cls,
+        pipeline: PipelineHandle,
+        preset: str,
+        width: int,
+        height: int,
+        frames: int,
+        fps: float,
+        seed: int,
+        steps: int,
+        positive: Conditioning | None = None,
+        negative: Conditioning | Literal["unconnected"] | None = "unconnected",
+        images: tuple[ImageCondition, ...] | None = None,
+        recipe: RecipeChoice | None = None,
+        audio: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Which texts have still to be encoded: those that are connected and None.
+
+        Raises:
+            SettingError: the other settings cannot work.
+        """
+        choice = recipe or RecipeChoice(preset, steps or None)
+        request = clip_request(pipeline, FOREIGN_PROMPT, "", choice, width, height, frames, fps, seed, images, audio)
+        guided = _guided(request, choice.preset, negative != "unconnected")
+        return [
+            name for name, text in (("positive", positive), ("negative", negative if guided else "")) if text is None
+        ]
+
+    @classmethod
     def execute(
         cls,
         pipeline: PipelineHandle,
@@ -116,15 +148,25 @@ class Denoise(io.ComfyNode):
         request = clip_request(
             pipeline, prompt_text(positive), "", choice, width, height, frames, fps, seed, images, audio
         )
-        guided = needs_negative(request.recipe.guidance)
-        if guided and negative is None:
-            fix = "Connect the negative output of LTX-2 Text Encode."
-            raise SettingError("negative", None, f"the {choice.preset} preset needs it", fix)
+        guided = _guided(request, choice.preset, negative is not None)
         context = to_context(positive, pipeline, "positive")
         against = to_context(negative, pipeline, "negative") if guided and negative is not None else None
         with Watched(pipeline) as progress:
             pair = pipeline.pipeline.denoise(request, context, against, progress)
         return io.NodeOutput(pipeline, to_latent(pair, request))
+
+
+def _guided(request: GenerationRequest, preset: str, has_negative: bool) -> bool:
+    """Whether stage 1 needs the negative prompt.
+
+    Raises:
+        SettingError: it does, and there is none.
+    """
+    guided = needs_negative(request.recipe.guidance)
+    if guided and not has_negative:
+        fix = "Connect the negative output of LTX-2 Text Encode."
+        raise SettingError("negative", None, f"the {preset} preset needs it", fix)
+    return guided
 
 
 class LoRASwitch(io.ComfyNode):
