@@ -166,7 +166,13 @@ def test_stopping_the_script_stops_the_run(host: Any) -> None:
     file = graphs.API / "ltx2_two_stage_text_to_video.json"
     changes = [*tiny(json.loads(file.read_text(encoding="utf-8"))), "LTX2TwoStageDenoise.steps=1000"]
     command = [sys.executable, "-I", "-S", str(SCRIPT), "--host", host.url, str(file), *changes]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    # A test run in the background of a shell ignores Ctrl-C, and so would what it starts
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with running:
         assert running.stdout and running.stderr
         number = running.stdout.readline().removeprefix("queued ").strip()
         limit = time.monotonic() + 60
