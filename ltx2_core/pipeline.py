@@ -71,7 +71,8 @@ def _stage_without_retry(method: Callable[Concatenate[Pipeline, P], R]) -> Calla
 
 
 def _out_of_memory(mode: str, problem: str) -> DeviceMemoryError:
-    fix = "Choose a smaller width, height or number of frames, close other programs, or try device-mode snapshot-low."
+    others = ", close other programs, or try device-mode snapshot-low." if "snapshot-low" not in mode else ""
+    fix = "Choose a smaller width, height or number of frames" + (others or ", or close other programs.")
     return DeviceMemoryError(f"the device ran out of memory (device mode {mode}): {problem}. {fix}")
 
 

@@ -118,7 +118,7 @@ class Panel:
         return {
             "models": _models(opened) if (opened := PIPELINES.opened) is not None else None,
             "modes": [{"name": name, "words": MODES[name]} for name in MODE_NAMES],
-            "stage": None if stage is None else {**asdict(stage), "label": label(stage.stage), "text": str(stage)},
+            "stage": None if stage is None else {**asdict(stage), "label": label(stage.stage), "unit": stage.unit},
             "busy": _running_here() is not None,
             "runs": [asdict(run) for run in reversed(self._runs)],
         }

@@ -63,15 +63,19 @@ class StageProgress:
     total: int
     seconds_left: float | None = None
 
+    @property
+    def unit(self) -> str | None:
+        """What is counted: "steps", "frames", or nothing where the stage is one step."""
+        return _UNITS.get(self.stage)
+
     def __str__(self) -> str:
         left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
         return self.ended() + left
 
     def ended(self) -> str:
         """The same for a stage that goes no further."""
-        unit = _UNITS.get(self.stage)
         name = label(self.stage)
-        return name if unit is None else f"{name}: {self.done} of {self.total} {unit}"
+        return name if self.unit is None else f"{name}: {self.done} of {self.total} {self.unit}"
 
 
 def label(stage: str) -> str:

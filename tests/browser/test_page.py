@@ -214,8 +214,7 @@ def gpu_status(**changes: Any) -> dict[str, Any]:
         "memory": {"ours": 41 * gb, "other": 12 * gb, "total": 102 * gb},
         "pinned": {"held": 69 * gb, "limit": 144 * gb},
     }
-    text = "Stage 1: 12 of 30 steps, about 2 min 10 s left"
-    stage = {"stage": "stage_1", "label": "Stage 1", "done": 12, "total": 30, "seconds_left": 130.0, "text": text}
+    stage = {"stage": "stage_1", "label": "Stage 1", "done": 12, "total": 30, "seconds_left": 130.0, "unit": "steps"}
     modes = [{"name": name, "words": "Words."} for name in ("auto", "resident", "snapshot", "snapshot-low", "original")]
     return {"models": models, "modes": modes, "stage": stage, "busy": True, "runs": [run, slow, run], **changes}
 

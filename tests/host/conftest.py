@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,63 @@ class HostBooks:
 NODE_CLASS_MAPPINGS = {"HostBooks": HostBooks}
 """
 
+# Makes a later call of a kind of module fail as a full GPU does, and says how many there were since it was last asked.
+OUT_OF_MEMORY = """
+import torch
+
+class OutOfMemory:
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "act", "testing", True
+    calls = failing = 0
+    kind = ""
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"kind": ("STRING",), "first": ("INT",), "last": ("INT",)}}
+
+    @classmethod
+    def IS_CHANGED(cls, **inputs):
+        return float("nan")
+
+    def act(self, kind, first, last):
+        seen = OutOfMemory.calls
+        OutOfMemory.calls, OutOfMemory.failing, OutOfMemory.kind = 0, range(first, last + 1), kind
+        return {"ui": {"calls": [seen]}}
+
+def count(module, inputs):
+    if type(module).__name__ == OutOfMemory.kind:
+        OutOfMemory.calls += 1
+        if OutOfMemory.calls in OutOfMemory.failing:
+            raise torch.OutOfMemoryError("CUDA out of memory (a test says so). Tried to allocate 1 GiB.")
+
+torch.nn.modules.module.register_module_forward_pre_hook(count)
+NODE_CLASS_MAPPINGS = {"OutOfMemory": OutOfMemory}
+"""
+
+# ComfyUI takes either --cpu or --lowvram. Before it looks for a GPU, and after it has looked:
+LOW_VRAM_BEFORE = """
+from comfy.cli_args import args
+args.cpu = args.cpu or args.lowvram
+"""
+LOW_VRAM_AFTER = """
+from comfy import model_management
+from comfy.cli_args import args
+if args.lowvram:
+    model_management.vram_state = model_management.VRAMState.LOW_VRAM
+NODE_CLASS_MAPPINGS = {}
+"""
+
 
 class Host:
     """One ComfyUI process on a free port, with a base folder of its own."""
 
     def __init__(self, folder: Path, python: Path, base: Path, *options: str, **variables: str) -> None:
-        self.base, self.log_file = base, base / "log.txt"
+        self.base, self.log_file, self.start_log = base, base / "log.txt", ""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        command = [str(python), "main.py", "--cpu", "--base-directory", str(base), "--port", str(port)]
+        command = [str(python), "main.py", "--base-directory", str(base), "--port", str(port)]
+        command += ["--cpu"] if "--lowvram" not in options else []
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch", *options]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
@@ -108,6 +154,7 @@ class Host:
             assert self.process.poll() is None, f"ComfyUI ended at once:\n{self.log}"
             try:
                 self.get("/system_stats")
+                self.start_log = self.log
                 return
             except OSError:
                 time.sleep(0.3)
@@ -170,10 +217,22 @@ class Host:
 
     def failure(self, prompt: Prompt) -> str:
         """Message of the node that fails in a prompt."""
+        return str(self.failed(prompt)["exception_message"])
+
+    def failed(self, prompt: Prompt) -> dict[str, Any]:
+        """Of a prompt that must fail: node_id, exception_message, and executed, the nodes that ran before."""
         entry = self.wait(self.queue(prompt))
         assert entry["status"]["status_str"] == "error", json.dumps(entry["status"], indent=1)
-        details = dict(entry["status"]["messages"])["execution_error"]
-        return str(details["exception_message"])
+        details: dict[str, Any] = dict(entry["status"]["messages"])["execution_error"]
+        return details
+
+    def ran(self, prompt: Prompt) -> tuple[set[str], dict[str, list[Path]]]:
+        """Nodes of a prompt that must succeed which did not come from the cache, and what all of them saved."""
+        entry = self.wait(self.queue(prompt))
+        assert entry["status"]["status_str"] == "success", json.dumps(entry["status"], indent=1)
+        cached = dict(entry["status"]["messages"])["execution_cached"]["nodes"]
+        files = {node: list(self._files(output)) for node, output in entry["outputs"].items()}
+        return prompt.keys() - set(cached), files
 
     def _files(self, output: Mapping[str, Any]) -> Iterator[Path]:
         for items in output.values():
@@ -217,6 +276,11 @@ def host(comfyui: Any, fake_hub: Any, tmp_path_factory: pytest.TempPathFactory) 
     (base / "custom_nodes" / PACK).symlink_to(ROOT, target_is_directory=True)
     (base / "custom_nodes" / "stand_in_vae.py").write_text(STAND_IN_VAE)
     (base / "custom_nodes" / "host_books.py").write_text(HOST_BOOKS)
+    (base / "custom_nodes" / "out_of_memory.py").write_text(OUT_OF_MEMORY)
+    low_vram = base / "custom_nodes" / "low_vram_on_a_cpu"
+    low_vram.mkdir()
+    (low_vram / "prestartup_script.py").write_text(LOW_VRAM_BEFORE)
+    (low_vram / "__init__.py").write_text(LOW_VRAM_AFTER)
     (base / "input").mkdir()
     shutil.copy(comfyui.folder / "input" / "example.png", base / "input")
     _place_files(base, tmp_path_factory.mktemp("tiny"))
@@ -226,4 +290,21 @@ def host(comfyui: Any, fake_hub: Any, tmp_path_factory: pytest.TempPathFactory) 
         running.wait_until_up()
         yield running
     finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def start_host(comfyui: Any, host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Host]]:
+    """Starts one more ComfyUI with options, on the same models; it may be still on its way up."""
+    started: list[Host] = []
+
+    def start(*options: str) -> Host:
+        base = tmp_path_factory.mktemp("another")
+        for name in ("custom_nodes", "models", "input"):
+            (base / name).symlink_to(host.base / name, target_is_directory=True)
+        started.append(Host(comfyui.folder, comfyui.python, base, *options))
+        return started[-1]
+
+    yield start
+    for running in started:
         running.stop()

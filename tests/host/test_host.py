@@ -148,8 +148,9 @@ def our_nodes(host: Any) -> dict[str, Any]:
 
 
 def test_the_pack_loads_without_a_complaint(host: Any) -> None:
-    assert "IMPORT FAILED" not in host.log
-    assert "Traceback" not in host.log
+    # Later tests make errors on purpose
+    assert "IMPORT FAILED" not in host.start_log and "is left out" not in host.start_log
+    assert "Traceback" not in host.start_log
     nodes = our_nodes(host)
     assert {"LTX2TwoStageLoader", "LTX2TwoStageGenerate", "LTX2TwoStageReport"} <= nodes.keys()
     for name, info in nodes.items():
@@ -431,8 +432,11 @@ def test_an_interrupt_stops_the_run_and_leaves_the_next_one_as_it_was(host: Any)
     while not host.get("/queue")["queue_running"] and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.0)  # into stage 1: the models are loaded, and 500 steps take much longer
+    asked = time.monotonic()
     host.post("/interrupt", {})
     status = host.wait(running)["status"]
+    # A step takes some 20 ms here; the rest is for a busy machine
+    assert time.monotonic() - asked < 3
     assert status["status_str"] == "error"
     assert "execution_interrupted" in dict(status["messages"])
     # Another step count in between, so that the answer cannot come from ComfyUI's cache

@@ -98,11 +98,12 @@ LOADERS = {
 }
 
 
-def generate(version: str, seed: int) -> dict[str, Any]:
+def generate(version: str, seed: int, mode: str = "auto") -> dict[str, Any]:
     inputs = {"prompt": "A kite over a beach.", "negative_prompt": "blurry", "preset": "two-stage", "width": 128}
     inputs |= {"height": 64, "frames": 9, "fps": 24.0, "seed": seed, "steps": 2}
+    loader = {**LOADERS[version], "inputs": {**LOADERS[version]["inputs"], "device_mode": mode}}
     return {
-        "loader": LOADERS[version],
+        "loader": loader,
         "all": {"class_type": "LTX2TwoStageGenerate", "inputs": {"pipeline": ["loader", 0], **inputs}},
         "split": {"class_type": "LTXVSeparateAVLatent", "inputs": {"av_latent": ["all", 3]}},
         "video": {"class_type": "SaveLatent", "inputs": {"samples": ["split", 0], "filename_prefix": "memory"}},
@@ -167,6 +168,49 @@ def test_a_workflow_with_other_files_releases_the_first_ones(registered: Any) ->
     assert books(host)[1] == 1
     assert torch.equal(latent(host, "2.3", 42), before)
     assert books(host) == (alone, 1)
+
+
+def fill(host: Any, kind: str = "", first: int = 0, last: int = -1) -> int:
+    """Calls ``first`` to ``last`` of a kind of module find the memory full; how many there were of the one before."""
+    node = {"class_type": "OutOfMemory", "inputs": {"kind": kind, "first": first, "last": last}}
+    return int(host.outputs({"fill": node})["fill"]["calls"][0])
+
+
+@pytest.mark.parametrize("stage", ["stage 1", "stage 2"])
+def test_out_of_memory_once_takes_the_next_lower_mode(host: Any, stage: str) -> None:
+    seed = {"stage 1": 52, "stage 2": 53}[stage]
+    prompt = generate("2.3", seed, "snapshot")
+    fill(host, "TransformerBlock")
+    expected = load_file(host.run(prompt)["video"][0])["latent_tensor"]
+    blocks = fill(host)
+    assert blocks > 10
+    latent(host, "2.0", seed)  # another workflow takes the models' place
+    call = 2 if stage == "stage 1" else blocks - 1
+    fill(host, "TransformerBlock", call, call)
+    outputs = host.outputs(prompt)
+    assert fill(host) > blocks, "the stage ran again"
+    assert (
+        "mode: snapshot-low (fell back from snapshot to snapshot-low: CUDA out of memory" in outputs["all"]["text"][0]
+    )
+    found = load_file(host.base / "output" / outputs["video"]["latents"][0]["filename"])["latent_tensor"]
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["TransformerBlock", "SpaceTimeConv"])
+def test_out_of_memory_in_every_mode_says_what_to_do_and_the_next_run_is_the_same(host: Any, kind: str) -> None:
+    seed = {"TransformerBlock": 54, "SpaceTimeConv": 55}[kind]
+    prompt = generate("2.3", seed, "snapshot-low")
+    before = load_file(host.run(prompt)["video"][0])["latent_tensor"]
+    fill(host, kind, 1, 10**6)
+    try:
+        message = host.failure(generate("2.3", seed + 10, "snapshot-low"))
+    finally:
+        assert fill(host) > 0
+    assert message.startswith("the device ran out of memory (device mode snapshot-low): CUDA out of memory")
+    assert "Choose a smaller width, height or number of frames, or close other programs." in message
+    ran, files = host.ran(prompt)
+    assert {"all", "video"} <= ran
+    assert torch.equal(load_file(files["video"][0])["latent_tensor"], before)
 
 
 def test_generate_shows_the_stage_table(host: Any) -> None:

@@ -9,10 +9,15 @@ export function size(bytes) {
 /** @param {number} ms */
 export function duration(ms) {
   if (ms < 999.5) return `${Math.round(ms)} ms`
-  if (ms < 59_950) return `${(ms / 1000).toFixed(1)} s`
-  const seconds = Math.round(ms / 1000)
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`
-  return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`
+  return ms < 59_950 ? `${(ms / 1000).toFixed(1)} s` : roughly(ms / 1000)
+}
+
+/** An estimate: whole seconds, one at least. */
+export function roughly(seconds) {
+  const whole = Math.max(1, Math.round(seconds))
+  if (whole < 60) return `${whole} s`
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`
 }
 
 /** The time of day of a moment in seconds since 1970, in the reader's own form. */

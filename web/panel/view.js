@@ -2,7 +2,8 @@
  * The panel's page: builds its elements once and fills them from a status (nodes/panel.py). Controls are never replaced,
  * so that the keyboard's focus stays where it is while events come in.
  */
-import { clock, duration, fileName, size } from './format.js'
+import { clock, duration, fileName, roughly, size } from './format.js'
+import { together } from './words.js'
 
 /** Of stages, by the order in which they are first seen; the colours of the report's chart. */
 const COLOURS = 8
@@ -18,13 +19,13 @@ function h(tag, properties = {}, ...children) {
   return element
 }
 
-function section(title, ...children) {
-  const heading = h('h3', { id: `ltx2-${title.toLowerCase().replaceAll(' ', '-')}` }, title)
+function section(name, title, ...children) {
+  const heading = h('h3', { id: `ltx2-${name}` }, title)
   return h('section', { 'aria-labelledby': heading.id }, heading, ...children)
 }
 
 /** A bar of parts of a whole, with a line of figures above it and its parts in words below: all say the same. */
-function meter() {
+function meter(say) {
   const label = h('span')
   const figures = h('span', { className: 'ltx2-figures' })
   const bar = h('div', { className: 'ltx2-bar', role: 'img' })
@@ -34,7 +35,7 @@ function meter() {
   function show(title, text, parts, total) {
     label.textContent = title
     figures.textContent = text
-    bar.setAttribute('aria-label', `${title}: ${text}`)
+    bar.setAttribute('aria-label', say('pair', { name: title, value: text }))
     keys.replaceChildren(
       ...parts.map((part) =>
         h('li', {}, h('i', { className: part.kind, 'aria-hidden': 'true' }), `${part.name} ${size(part.value)}`)
@@ -44,7 +45,10 @@ function meter() {
       ...parts
         .filter((part) => part.value > 0)
         .map((part) => {
-          const segment = h('span', { className: part.kind, title: `${part.name}: ${size(part.value)}` })
+          const segment = h('span', {
+            className: part.kind,
+            title: say('pair', { name: part.name, value: size(part.value) })
+          })
           segment.style.width = `${total > 0 ? Math.min(100, (100 * part.value) / total) : 0}%`
           return segment
         })
@@ -55,11 +59,12 @@ function meter() {
 
 /**
  * @param {{release: () => void, restore: () => void, changeMode: (name: string) => void}} actions
+ * @param {ReturnType<import('./words.js').speak>} language
  */
-export function createView(actions) {
+export function createView(actions, { language, say, hear }) {
   const subtitle = h('p', { className: 'ltx2-faint ltx2-files' })
   const stageText = h('span')
-  const stageBar = h('progress', { max: 1, value: 0, 'aria-label': 'Progress of the stage' })
+  const stageBar = h('progress', { max: 1, value: 0, 'aria-label': say('progress') })
   const stage = h('div', { className: 'ltx2-stage', hidden: true }, stageText, stageBar)
   const message = h('p', { className: 'ltx2-message', role: 'status', hidden: true })
 
@@ -67,8 +72,8 @@ export function createView(actions) {
     'div',
     { className: 'ltx2-empty' },
     h('i', { className: 'pi pi-microchip', 'aria-hidden': 'true' }),
-    h('p', {}, h('strong', {}, 'No models are open')),
-    h('p', { className: 'ltx2-faint' }, 'Queue a workflow with LTX-2 Loader. Where its models live, and what each stage costs, is shown here.')
+    h('p', {}, h('strong', {}, say('empty'))),
+    h('p', { className: 'ltx2-faint' }, say('emptyHint'))
   )
 
   const modeName = h('strong', { className: 'ltx2-mode' })
@@ -78,19 +83,21 @@ export function createView(actions) {
   const modeWords = h('p', { className: 'ltx2-faint', id: 'ltx2-mode-words' })
   modeSelect.setAttribute('aria-describedby', modeWords.id)
   const mode = section(
-    'Device mode',
+    'mode',
+    say('mode'),
     h('div', { className: 'ltx2-line' }, modeName, modeOrigin),
     modeReason,
-    h('div', { className: 'ltx2-field' }, h('label', { htmlFor: modeSelect.id }, 'For the next run'), modeSelect),
+    h('div', { className: 'ltx2-field' }, h('label', { htmlFor: modeSelect.id }, say('nextRun')), modeSelect),
     modeWords
   )
 
-  const vram = meter()
-  const pinned = meter()
-  const release = button('Release', actions.release)
-  const restore = button('Restore', actions.restore)
+  const vram = meter(say)
+  const pinned = meter(say)
+  const release = button(say('release'), actions.release)
+  const restore = button(say('restore'), actions.restore)
   const memory = section(
-    'Memory',
+    'memory',
+    say('memory'),
     vram.element,
     pinned.element,
     h('div', { className: 'ltx2-buttons' }, release, restore)
@@ -98,27 +105,28 @@ export function createView(actions) {
 
   const places = h('tbody')
   const placeHead = h('th', { scope: 'col' })
-  const hostHead = h('th', { scope: 'col' }, 'Host')
+  const hostHead = h('th', { scope: 'col' }, say('host'))
   const where = section(
-    'What is where',
+    'where',
+    say('where'),
     h(
       'table',
       {},
-      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, h('span', { className: 'ltx2-hidden' }, 'Component')), placeHead, hostHead)),
+      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, h('span', { className: 'ltx2-hidden' }, say('component'))), placeHead, hostHead)),
       places
     )
   )
 
   const runList = h('div', { className: 'ltx2-runs' })
-  const runs = section('Last runs', runList)
+  const runs = section('runs', say('runs'), runList)
 
   const opened = h('div', { className: 'ltx2-opened' }, mode, memory, where)
   // Until the first status nothing is known, not even that no models are open
   empty.hidden = opened.hidden = runs.hidden = true
   const element = h(
     'div',
-    { className: 'ltx2-panel' },
-    h('header', {}, h('h2', {}, 'LTX-2 models'), subtitle, stage),
+    { className: 'ltx2-panel', lang: language },
+    h('header', {}, h('h2', {}, say('heading')), subtitle, stage),
     message,
     empty,
     opened,
@@ -133,15 +141,20 @@ export function createView(actions) {
     subtitle.hidden = models === null
     showStage(status.stage)
     if (models) showModels(models, status)
-    runList.replaceChildren(...runRows(status.runs))
+    runList.replaceChildren(...runRows(status.runs, say, hear))
   }
 
   function showStage(now) {
     stage.hidden = !now
     if (!now) return
-    stageText.textContent = now.text
+    stageText.textContent = stageWords(now)
     stageBar.max = Math.max(1, now.total)
     stageBar.value = now.done
+  }
+
+  function stageWords({ label, unit, done, total, seconds_left: left }) {
+    const stage = unit ? say(unit, { stage: hear(label), done, total }) : hear(label)
+    return left === null ? stage : say('left', { stage, time: roughly(left) })
   }
 
   function showModels(models, status) {
@@ -153,66 +166,64 @@ export function createView(actions) {
     showMode(models.mode, status.modes)
     showMemory(models, status.busy)
     const onGpu = models.place === 'GPU'
-    placeHead.textContent = onGpu ? 'GPU' : 'Host'
+    placeHead.textContent = onGpu ? 'GPU' : say('host')
     // Without a GPU there is one memory, and nothing has a second copy in it
     hostHead.hidden = !onGpu
-    places.replaceChildren(...models.components.map((row) => placeRow(row, onGpu)))
+    places.replaceChildren(...models.components.map((row) => placeRow(row, onGpu, hear)))
   }
 
   function showMode({ name, reason, setting, wanted }, modes) {
     modeName.textContent = name
-    modeOrigin.textContent = setting === 'auto' ? 'auto' : 'fixed'
-    modeReason.textContent = sentence(reason.replace(/^auto: /, ''))
+    modeOrigin.textContent = say(setting === 'auto' ? 'auto' : 'fixed')
+    modeReason.textContent = sentence(hear(reason.replace(/^auto: /, '')))
     if (modeSelect.options.length !== modes.length) {
       modeSelect.replaceChildren(...modes.map((choice) => h('option', { value: choice.name }, choice.name)))
     }
     const next = wanted ?? setting
     modeSelect.value = next
     const words = modes.find((choice) => choice.name === next)?.words ?? ''
-    const validity = wanted
-      ? 'The next run takes it and loads the transformer again.'
-      : 'A choice here holds until ComfyUI restarts or LTX-2 Loader’s settings change.'
-    modeWords.textContent = `${words} ${validity}`
+    modeWords.textContent = together(hear(words), say(wanted ? 'reload' : 'validity'))
   }
 
   function showMemory({ memory: all, pinned: locked, place, restorable }, busy) {
     const onGpu = place === 'GPU'
-    const parts = [{ name: 'These models', value: all.ours, kind: 'ltx2-ours' }]
-    if (onGpu) parts.push({ name: 'Other use', value: all.other, kind: 'ltx2-other' })
+    const parts = [{ name: say('ours'), value: all.ours, kind: 'ltx2-ours' }]
+    if (onGpu) parts.push({ name: say('other'), value: all.other, kind: 'ltx2-other' })
     const free = Math.max(0, all.total - all.ours - all.other)
-    vram.show(onGpu ? 'VRAM' : 'Host memory', `${size(free)} free of ${size(all.total)}`, parts, all.total)
+    vram.show(say(onGpu ? 'vram' : 'hostMemory'), say('free', { free: size(free), total: size(all.total) }), parts, all.total)
     pinned.element.hidden = !onGpu
     const limit = locked.limit ?? locked.held
     pinned.show(
-      'Pinned memory',
-      `${size(Math.max(0, limit - locked.held))} free of ${size(limit)}`,
-      [{ name: 'These models', value: locked.held, kind: 'ltx2-ours' }],
+      say('pinned'),
+      say('free', { free: size(Math.max(0, limit - locked.held)), total: size(limit) }),
+      [{ name: say('ours'), value: locked.held, kind: 'ltx2-ours' }],
       limit
     )
-    disable(release, busy ? 'A run is in progress' : all.ours === 0 ? 'Nothing is loaded' : '', 'Gives the memory back; the next run restores what it needs')
-    disable(restore, busy ? 'A run is in progress' : restorable ? '' : 'Nothing was released', 'Brings back what was released')
+    const idle = (nothing) => (busy ? say('busy') : nothing)
+    disable(release, idle(all.ours === 0 ? say('nothingLoaded') : ''), say('releaseHint'))
+    disable(restore, idle(restorable ? '' : say('nothingReleased')), say('restoreHint'))
   }
 
   /** A button that, where it cannot act, says why. */
   function button(label, action) {
     const disabled = (element) => element.getAttribute('aria-disabled') === 'true'
-    const onclick = ({ currentTarget }) => (disabled(currentTarget) ? say(`${currentTarget.title}.`) : action())
+    const onclick = ({ currentTarget }) => (disabled(currentTarget) ? tell(sentence(currentTarget.title)) : action())
     return h('button', { type: 'button', onclick }, label)
   }
 
+  function sentence(text) {
+    const whole = text.charAt(0).toUpperCase() + text.slice(1)
+    return /[.!?。]$/.test(whole) ? whole : say('stop', { sentence: whole })
+  }
+
   /** A message about an action, or nothing. */
-  function say(text, failed = false) {
+  function tell(text, failed = false) {
     message.hidden = !text
     message.textContent = text
     message.classList.toggle('ltx2-failed', failed)
   }
 
-  return { element, show, say }
-}
-
-function sentence(text) {
-  const whole = text.charAt(0).toUpperCase() + text.slice(1)
-  return /[.!?]$/.test(whole) ? whole : `${whole}.`
+  return { element, show, tell }
 }
 
 /** Not the property "disabled": that would take the keyboard's focus away in the middle of a run. */
@@ -221,9 +232,9 @@ function disable(button, why, what) {
   button.title = why || what
 }
 
-function placeRow({ name, device, host, note }, onGpu) {
-  const title = h('th', { scope: 'row' }, name)
-  if (note) title.append(h('small', {}, note))
+function placeRow({ name, device, host, note }, onGpu, hear) {
+  const title = h('th', { scope: 'row' }, hear(name))
+  if (note) title.append(h('small', {}, hear(note)))
   const cells = [device, host].slice(0, onGpu ? 2 : 1).map((bytes) => h('td', {}, bytes ? size(bytes) : '–'))
   return h('tr', {}, title, ...cells)
 }
@@ -232,7 +243,7 @@ function placeRow({ name, device, host, note }, onGpu) {
  * Every run as a stacked bar, the latest with what its stages took. Each fills the width: on one scale, the first run,
  * which loads the models, would leave the others too short to be read.
  */
-function runRows(runs) {
+function runRows(runs, say, hear) {
   const colours = new Map()
   const colour = (name) => {
     if (!colours.has(name)) colours.set(name, colours.size % COLOURS)
@@ -240,12 +251,14 @@ function runRows(runs) {
   }
   const totals = runs.map((run) => run.stages.reduce((sum, stage) => sum + stage.ms, 0))
   return runs.map((run, index) => {
-    const stages = byName(run.stages)
+    const stages = byName(run.stages).map((stage) => ({ ...stage, label: hear(stage.label) }))
     const title = [run.recipe, run.mode].filter(Boolean).join(', ')
-    const words = stages.map((stage) => `${stage.label} ${duration(stage.ms)}`).join(', ')
-    const bar = h('div', { className: 'ltx2-bar ltx2-stacked', role: 'img', 'aria-label': `${duration(totals[index])}: ${words}` })
+    const words = stages
+      .map((stage) => `${stage.label} ${duration(stage.ms)}`)
+      .reduce((rest, last) => say('list', { rest, last }))
+    const bar = h('div', { className: 'ltx2-bar ltx2-stacked', role: 'img', 'aria-label': say('pair', { name: duration(totals[index]), value: words }) })
     for (const stage of stages) {
-      const segment = h('span', { className: colour(stage.name), title: `${stage.label}: ${duration(stage.ms)}` })
+      const segment = h('span', { className: colour(stage.name), title: say('pair', { name: stage.label, value: duration(stage.ms) }) })
       segment.style.flexGrow = String(stage.ms)
       bar.append(segment)
     }
@@ -260,12 +273,12 @@ function runRows(runs) {
       ),
       bar
     )
-    if (index === 0) row.append(legend(stages, colour))
+    if (index === 0) row.append(legend(stages, colour, say))
     return row
   })
 }
 
-function legend(stages, colour) {
+function legend(stages, colour, say) {
   return h(
     'ul',
     { className: 'ltx2-legend' },
@@ -276,7 +289,7 @@ function legend(stages, colour) {
         h('i', { className: colour(stage.name), 'aria-hidden': 'true' }),
         h('span', {}, stage.label),
         h('span', { className: 'ltx2-figures' }, duration(stage.ms)),
-        h('span', { className: 'ltx2-figures ltx2-faint', title: 'Peak memory' }, size(stage.peak_bytes))
+        h('span', { className: 'ltx2-figures ltx2-faint', title: say('peak') }, size(stage.peak_bytes))
       )
     )
   )

@@ -1,0 +1,205 @@
+"""Settings that cannot work reach the user as the error of a node, with the fix, before anything is loaded."""
+
+from __future__ import annotations
+
+import itertools
+import wave
+from collections.abc import Callable
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
+
+Prompt = dict[str, dict[str, Any]]
+FRAMES = 9
+NEW = itertools.count()
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+RECIPE: dict[str, Any] = {
+    "preset": "two-stage",
+    "steps": 2,
+    "sampler": "preset",
+    **{f"{stream}_{scale}": -1.0 for stream in ("video", "audio") for scale in ("cfg", "stg", "modality", "rescale")},
+    **{f"{stream}_blocks": "" for stream in ("video", "audio")},
+    **{f"{stream}_skip": -1 for stream in ("video", "audio")},
+    "distilled_strength_1": -1.0,
+    "distilled_strength_2": -1.0,
+    "audio_source": "preset",
+    "revision": "newest",
+}
+
+
+def clip(**changes: Any) -> Prompt:
+    """Stage 1 by separate nodes, whose text no run has encoded before."""
+    settings = {"preset": "two-stage", "width": 128, "height": 64, "frames": FRAMES, "fps": 24.0, "seed": 3, "steps": 2}
+    return {
+        "loader": node(
+            "LTX2TwoStageLoader",
+            checkpoint="ltx-2.3-22b-dev.safetensors",
+            text_encoder="gemma-2.3",
+            distilled_lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
+            upsampler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+            dtype="auto",
+            device_mode="auto",
+        ),
+        "text": node(
+            "LTX2TwoStageTextEncode", pipeline=["loader", 0], prompt=f"Take {next(NEW)}.", negative_prompt="dull"
+        ),
+        "stage1": node(
+            "LTX2TwoStageDenoise",
+            pipeline=["loader", 0],
+            positive=["text", 0],
+            negative=["text", 1],
+            **{**settings, **changes},
+        ),
+        "keep": node("LTXVSeparateAVLatent", av_latent=["stage1", 1]),
+        "save": node("SaveLatent", samples=["keep", 0], filename_prefix="bad"),
+    }
+
+
+def with_recipe(**changes: Any) -> Prompt:
+    return {**clip(recipe=["recipe", 0]), "recipe": node("LTX2TwoStageRecipe", **{**RECIPE, **changes})}
+
+
+def with_images(*frames: int, strength: float = 1.0) -> Prompt:
+    prompt = clip(images=[f"image{len(frames) - 1}", 0])
+    prompt["picture"] = node("LoadImage", image="example.png")
+    for number, frame in enumerate(frames):
+        before = {"images": [f"image{number - 1}", 0]} if number else {}
+        prompt[f"image{number}"] = node(
+            "LTX2TwoStageImageCondition", image=["picture", 0], frame=frame, strength=strength, **before
+        )
+    return prompt
+
+
+def with_loader(**changes: Any) -> Prompt:
+    prompt = clip()
+    prompt["loader"]["inputs"] |= changes
+    return prompt
+
+
+def with_lora(name: str) -> Prompt:
+    prompt = clip()
+    prompt["stage1"]["inputs"]["pipeline"] = ["style", 0]
+    prompt["style"] = node("LTX2TwoStageLoRA", pipeline=["loader", 0], lora=name, strength=1.0, stage="both")
+    return prompt
+
+
+def with_sound(name: str) -> Prompt:
+    return {**clip(audio=["sound", 0]), "sound": node("LoadAudio", audio=name)}
+
+
+def without_negative() -> Prompt:
+    prompt = clip()
+    del prompt["stage1"]["inputs"]["negative"]
+    return prompt
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(host: Any) -> None:
+    """What users give by mistake: a film without sound, and a LoRA of layers that no transformer of ours has."""
+    with av.open(str(host.base / "input" / "silent.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        stream.width = stream.height = 64
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with wave.open(str(host.base / "input" / "empty.wav"), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(24000)
+    import torch
+
+    matrices = {
+        "diffusion_model.blocks.7.self_attn.q.lora_A.weight": torch.randn(4, 64),
+        "diffusion_model.blocks.7.self_attn.q.lora_B.weight": torch.randn(64, 4),
+    }
+    save_file(matrices, host.base / "models" / "loras" / "other-model.safetensors")
+
+
+# Known from the graph alone: refused when queued, in the words of the node that has the setting
+REFUSED: dict[str, tuple[Callable[[], Prompt], str]] = {
+    "no size": (lambda: clip(width=0), "width = 0: must be at least 1"),
+    "no frames": (lambda: clip(frames=-8), "frames = -8: must be at least 1"),
+    "no rate": (lambda: clip(fps=0.0), "fps = 0.0: must be a positive number. The models are made for 24 or 25."),
+    "unknown preset": (lambda: clip(preset="best"), "preset = 'best': is not a known preset. Choose one of: two-stage"),
+    "negative scale": (lambda: with_recipe(video_cfg=-2.0), "video_cfg = -2.0: must be a number that is not negative"),
+    "no number": (lambda: with_recipe(audio_stg=float("nan")), "audio_stg = nan"),
+    "STG without blocks": (lambda: with_recipe(video_blocks="none"), "STG needs at least one block"),
+    "blocks without STG": (
+        lambda: with_recipe(video_stg=0.0, video_blocks="1"),
+        "video-guidance blocks = [1]: the STG scale is 0",
+    ),
+    "distilled with steps": (
+        lambda: with_recipe(preset="distilled", steps=4),
+        "steps = 4: the distilled recipe has 8 fixed steps",
+    ),
+    "one stage, sound of two": (
+        lambda: with_recipe(preset="one-stage", audio_source="stage2"),
+        "the one-stage recipe has no stage 2",
+    ),
+    "rising sigmas": (lambda: with_recipe(sigmas="1, 0.5, 0.7, 0", steps=0), "must fall from step to step"),
+    "no such file": (
+        lambda: with_loader(upsampler="ltx-2.3-spatial-upscaler-x2-1.0.safetensors"),
+        "there is no such file in models/latent_upscale_models",
+    ),
+    "no LoRA's file": (lambda: with_lora("no-lora.safetensors"), "is no LoRA"),
+}
+# Known when the files are open: the node's error, and no text was encoded for it
+FAILED: dict[str, tuple[Callable[[], Prompt], str, str]] = {
+    "width": (lambda: clip(width=96), "stage1", "width = 96: must be a multiple of 64 for a two-stage run. Try 64"),
+    "frames": (lambda: clip(frames=10), "stage1", "frames = 10: must be 8 * n + 1. Try 9 or 17."),
+    "too long": (lambda: clip(fps=0.1), "stage1", "the longest is 60 s. Raise it, or give fewer frames."),
+    "too short": (lambda: clip(frames=1, fps=240.0), "stage1", "too short for any sound"),
+    "STG block": (lambda: with_recipe(video_blocks="28"), "stage1", "blocks = 28: the model has blocks 0 to 2"),
+    "no negative": (without_negative, "stage1", "negative = None: the two-stage preset needs it. Connect"),
+    "two images, one frame": (lambda: with_images(8, -1), "stage1", "image frame = 8: 2 images are for this frame"),
+    "image outside": (lambda: with_images(FRAMES), "stage1", "image frame = 9: the clip has frames 0 to 8"),
+    "no upsampler": (lambda: with_loader(upsampler="none"), "stage1", "upsampler = None: the two-stage recipe needs"),
+    "no distilled LoRA": (
+        lambda: with_loader(distilled_lora="none"),
+        "stage1",
+        "distilled-lora = None: the two-stage recipe needs one. Give the distilled LoRA",
+    ),
+    "LoRA of another model": (lambda: with_lora("other-model.safetensors"), "style", "lora = "),
+    "LoRA of another generation": (
+        lambda: with_lora("ltx-2-19b-distilled-lora-384.safetensors"),
+        "style",
+        "it looks like a LoRA for LTX-2.0",
+    ),
+    "sound that is not given": (
+        lambda: with_recipe(audio_source="input"),
+        "stage1",
+        "audio-source = 'input': the clip is made without a given sound. Give the sound as audio, or choose a stage.",
+    ),
+    "film without sound": (lambda: with_sound("silent.mp4"), "sound", "No audio stream found"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_graph_alone_tells_is_refused_when_queued(host: Any, name: str) -> None:
+    make, message = REFUSED[name]
+    assert message in host.refusal(make())
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_what_the_files_tell_fails_before_any_text_is_encoded(host: Any, name: str) -> None:
+    make, where, message = FAILED[name]
+    error = host.failed(make())
+    assert message in error["exception_message"]
+    assert error["node_id"] == where
+    assert not {"text", "stage1"} & set(error["executed"])
+
+
+def test_the_good_graph_runs(host: Any) -> None:
+    host.run(clip())
+    host.run(with_images(0, -1))
