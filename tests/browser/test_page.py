@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ WORKFLOW = ROOT / "workflows" / "ltx2_two_stage_text_to_video.json"
 PANEL, PREVIEW = ".ltx2-panel", "b_preview_with_metadata"
 TAB, ENTER = ("Tab", 9), ("Enter", 13)
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("browser")]
+
+# The last of the innermost elements that say a text
+CLICK = """(words => {
+    const found = [...document.querySelectorAll('button, span, div, h2, h3, p')].filter(
+        (element) => element.textContent.trim() === words && !element.querySelector('button, div, span'))
+    found.at(-1)?.click()
+    return found.length > 0
+})(%s)"""
+PICTURES = "[...document.images].filter((image) => image.src && image.complete)"
 
 # Enough steps to be looked at while they run; the rest of the official workflow made tiny
 TINY = {"text_encoder": "gemma-2.3", "width": 256, "height": 128, "frames": 17, "steps": 30, "filename_prefix": "page"}
@@ -121,6 +131,22 @@ def released(host: Any) -> Iterator[None]:
     host.post("/ltx2/mode", {"mode": "auto"})
 
 
+def test_the_template_browser_shows_the_workflows_and_opens_one(page: Page) -> None:
+    names = {path.stem for path in WORKFLOW.parent.glob("*.json")}
+    page.resize(1440, 1800)
+    page.run("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.wait_for(CLICK % '"ltx2-two-stage"')
+    page.wait_for(f"{json.dumps(sorted(names))}.every((name) => document.body.innerText.includes(name))")
+    # Pictures are loaded when they come into view
+    page.wait_for(f"{PICTURES}.length === {len(names)}")
+    assert page.run(f"{PICTURES}.every((image) => image.naturalWidth > 100)")
+    page.wait_for(CLICK % '"ltx2_two_stage_hq"')
+    nodes = json.loads((WORKFLOW.parent / "ltx2_two_stage_hq.json").read_text(encoding="utf-8"))["nodes"]
+    page.wait_for(f"app.graph._nodes.length === {len(nodes)}")
+    opened = page.run("app.graph._nodes.map((node) => node.type)")
+    assert sorted(opened) == sorted(node["type"] for node in nodes)
+
+
 def test_before_any_run_the_panel_says_what_to_do(page: Page) -> None:
     toggle_panel(page)
     wait_for_panel(page, "No models are open")
@@ -179,6 +205,51 @@ def test_the_panel_is_readable_in_both_themes_and_when_narrow(page: Page, theme:
         check_layout(page)
     picture_of(page, f"panel-{theme}.webp", tmp_path, panel_box(page))
     use_theme(page, "dark")
+
+
+@pytest.fixture
+def chinese(page: Page) -> Iterator[None]:
+    page.run("app.extensionManager.setting.set('Comfy.Locale', 'zh')")
+    yield
+    page.run("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+
+
+def test_the_panel_speaks_chinese_and_changes_with_the_setting(page: Page, chinese: None, tmp_path: Path) -> None:
+    page.resize(1440, 1180)
+    toggle_panel(page)
+    wait_for_panel(page, "最近的运行")
+    page.run(f"window.comfyAPI.api.api.dispatchCustomEvent('ltx2.status', {json.dumps(gpu_status())})")
+    wait_for_panel(page, "第 1 阶段：第 12 步，共 30 步，剩余约 2 min 10 s")  # noqa: RUF001
+    check_layout(page)
+    page.screenshot(tmp_path / "panel-zh.png", panel_box(page))
+    text = panel_text(page)
+    assert all(words in text for words in ("设备模式", "显存", "锁页内存", "释放", "恢复", "第 2 阶段 Transformer"))
+    # What stays English: names of files, devices and modes, the reason with the machine's figures
+    assert [words for words in ("Memory", "Release", "Base transformer", "Stage", "Upsampl") if words in text] == []
+    assert page.run(f"document.querySelector('{PANEL}').lang") == "zh"
+    page.run("app.extensionManager.setting.set('Comfy.Locale', 'en')")
+    wait_for_panel(page, "Last runs")
+
+
+def test_every_word_of_the_panel_and_of_its_server_is_translated(page: Page, host: Any) -> None:
+    languages = page.run(
+        """(async () => {
+            const load = (name) => import(`/extensions/ltx2-two-stage/panel/words/${name}.js`)
+            const [en, zh] = await Promise.all([load('en'), load('zh')])
+            return [en.words, zh.words, zh.server]
+        })()"""
+    )
+    english, translated, heard = languages
+    assert english.keys() == translated.keys()
+    places = {key: set(re.findall(r"{\w+}", text)) for key, text in english.items()}
+    assert places == {key: set(re.findall(r"{\w+}", text)) for key, text in translated.items()}
+    plain = [key for key, text in translated.items() if not any("\u4e00" <= sign <= "\u9fff" for sign in text)]
+    assert set(plain) == {"pair", "list", "stop"}
+    status = host.get("/ltx2/status")
+    said = {mode["words"] for mode in status["modes"]} | {stage["label"] for stage in status["runs"][0]["stages"]}
+    for component in status["models"]["components"]:
+        said |= {component["name"], component["note"]} - {""}
+    assert len(said) > 14 and said - heard.keys() == set()
 
 
 def gpu_status(**changes: Any) -> dict[str, Any]:
