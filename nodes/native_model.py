@@ -76,6 +76,15 @@ class SharedTransformer(nn.Module):
         self._held: list[nn.Module] = []  # in a list, where the host's walk through the modules does not find it
         self._ropes: dict[Any, StreamRope] = {}
 
+    @property
+    def transformer_blocks(self) -> Any:
+        """Where guiders of other packs look for the blocks that they replace, before any step.
+
+        Raises:
+            SettingError: always.
+        """
+        raise SettingError("model", "LTX-2 Model", "does not support replaced blocks", _FIX)
+
     def sampled(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Wraps a whole sampling of the host (``OUTER_SAMPLE``), so that a stage's weights are made once for it."""
         pipeline = self._handle.pipeline

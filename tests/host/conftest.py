@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,8 +22,12 @@ import torch
 from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
 from ltx2_two_stage.ltx2_core.loading.synthetic_gemma import write_tiny_gemma
 
+# Test modules in importlib mode have no package to import host_graphs from
+sys.path.append(str(Path(__file__).parent))
+
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "ltx2-two-stage"
+DEVICE = os.environ.get("COMFYUI_DEVICE", "cpu")  # "gpu": whatever the host finds
 START_LIMIT, RUN_LIMIT = 180.0, 240.0  # seconds, on two busy cores
 
 Prompt = dict[str, dict[str, Any]]
@@ -115,8 +121,10 @@ NODE_CLASS_MAPPINGS = {"OutOfMemory": OutOfMemory}
 
 # ComfyUI takes either --cpu or --lowvram. Before it looks for a GPU, and after it has looked:
 LOW_VRAM_BEFORE = """
+import os
 from comfy.cli_args import args
-args.cpu = args.cpu or args.lowvram
+if os.environ.get("COMFYUI_DEVICE", "cpu") == "cpu":
+    args.cpu = args.cpu or args.lowvram
 """
 LOW_VRAM_AFTER = """
 from comfy import model_management
@@ -137,7 +145,8 @@ class Host:
             port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         command = [str(python), "main.py", "--base-directory", str(base), "--port", str(port)]
-        command += ["--cpu"] if "--lowvram" not in options else []
+        command += ["--cpu"] if DEVICE == "cpu" and "--lowvram" not in options else []
+        command += shlex.split(os.environ.get("COMFYUI_OPTIONS", ""))
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch", *options]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
@@ -295,14 +304,21 @@ def host(comfyui: Any, fake_hub: Any, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def start_host(comfyui: Any, host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Host]]:
-    """Starts one more ComfyUI with options, on the same models; it may be still on its way up."""
+    """Starts one more ComfyUI with options, on the same models; it may be still on its way up.
+
+    It has the same custom nodes, other ``packs`` by the name that their folder gets, and environment variables.
+    """
     started: list[Host] = []
 
-    def start(*options: str) -> Host:
+    def start(*options: str, packs: Mapping[str, Path] | None = None, **variables: str) -> Host:
         base = tmp_path_factory.mktemp("another")
-        for name in ("custom_nodes", "models", "input"):
+        for name in ("models", "input"):
             (base / name).symlink_to(host.base / name, target_is_directory=True)
-        started.append(Host(comfyui.folder, comfyui.python, base, *options))
+        (base / "custom_nodes").mkdir()
+        same = {path.name: path for path in (host.base / "custom_nodes").iterdir() if path.name != "__pycache__"}
+        for name, path in {**same, **(packs or {})}.items():
+            (base / "custom_nodes" / name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
+        started.append(Host(comfyui.folder, comfyui.python, base, *options, **variables))
         return started[-1]
 
     yield start

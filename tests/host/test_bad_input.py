@@ -10,46 +10,20 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from host_graphs import RECIPE, Prompt, loader, node
 from safetensors.torch import save_file
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
-Prompt = dict[str, dict[str, Any]]
 FRAMES = 9
 NEW = itertools.count()
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
-
-
-RECIPE: dict[str, Any] = {
-    "preset": "two-stage",
-    "steps": 2,
-    "sampler": "preset",
-    **{f"{stream}_{scale}": -1.0 for stream in ("video", "audio") for scale in ("cfg", "stg", "modality", "rescale")},
-    **{f"{stream}_blocks": "" for stream in ("video", "audio")},
-    **{f"{stream}_skip": -1 for stream in ("video", "audio")},
-    "distilled_strength_1": -1.0,
-    "distilled_strength_2": -1.0,
-    "audio_source": "preset",
-    "revision": "newest",
-}
 
 
 def clip(**changes: Any) -> Prompt:
     """Stage 1 by separate nodes, whose text no run has encoded before."""
     settings = {"preset": "two-stage", "width": 128, "height": 64, "frames": FRAMES, "fps": 24.0, "seed": 3, "steps": 2}
     return {
-        "loader": node(
-            "LTX2TwoStageLoader",
-            checkpoint="ltx-2.3-22b-dev.safetensors",
-            text_encoder="gemma-2.3",
-            distilled_lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-            upsampler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-            dtype="auto",
-            device_mode="auto",
-        ),
+        "loader": loader(),
         "text": node(
             "LTX2TwoStageTextEncode", pipeline=["loader", 0], prompt=f"Take {next(NEW)}.", negative_prompt="dull"
         ),

@@ -9,28 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from host_graphs import Prompt, loader, node
 from safetensors.torch import load_file
 from torch import Tensor
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
-Prompt = dict[str, dict[str, Any]]
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
-
-
 PROMPT: Prompt = {
-    "loader": node(
-        "LTX2TwoStageLoader",
-        checkpoint="ltx-2.3-22b-dev.safetensors",
-        text_encoder="gemma-2.3",
-        distilled_lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-        upsampler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-        dtype="auto",
-        device_mode="auto",
-    ),
+    "loader": loader(),
     "text": node("LTX2TwoStageTextEncode", pipeline=["loader", 0], prompt="A kite rises.", negative_prompt="dull"),
     "stage1": node(
         "LTX2TwoStageDenoise",

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from host_graphs import TEXTS, Prompt, loader, node, save_latent
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
@@ -18,28 +19,7 @@ pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
 # The smallest clip that still has two latent frames
 WIDTH, HEIGHT, FRAMES, FPS, STEPS = 128, 64, 9, 24.0, 2
-LOADER = {
-    "class_type": "LTX2TwoStageLoader",
-    "inputs": {
-        "checkpoint": "ltx-2.3-22b-dev.safetensors",
-        "text_encoder": "gemma-2.3",
-        "distilled_lora": "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-        "upsampler": "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-        "dtype": "auto",
-        "device_mode": "auto",
-    },
-}
-LOADER_2_0 = {
-    "class_type": "LTX2TwoStageLoader",
-    "inputs": {
-        **LOADER["inputs"],  # type: ignore[dict-item]
-        "checkpoint": "ltx-2-19b-dev.safetensors",
-        "text_encoder": "gemma-2.0",
-        "distilled_lora": "ltx-2-19b-distilled-lora-384.safetensors",
-        "upsampler": "ltx-2-spatial-upscaler-x2-1.0.safetensors",
-    },
-}
-TEXTS = {"prompt": "A red kite climbs over a windy beach, waves roar.", "negative_prompt": "blurry, silent"}
+LOADER = loader()
 CLIP = {
     "preset": "two-stage",
     "width": WIDTH,
@@ -49,20 +29,6 @@ CLIP = {
     "seed": 7,
     "steps": STEPS,
 }
-Prompt = dict[str, dict[str, Any]]
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
-
-
-def save_latent(latent: list[Any], prefix: str) -> Prompt:
-    """Both streams through the host's own nodes into files."""
-    return {
-        f"{prefix}split": node("LTXVSeparateAVLatent", av_latent=latent),
-        f"{prefix}video": node("SaveLatent", samples=[f"{prefix}split", 0], filename_prefix=f"{prefix}video"),
-        f"{prefix}audio": node("SaveLatent", samples=[f"{prefix}split", 1], filename_prefix=f"{prefix}audio"),
-    }
 
 
 def separate(loader: dict[str, Any] = LOADER, images: bool = False, **changes: Any) -> Prompt:
@@ -174,7 +140,7 @@ def test_the_loader_lists_files_and_folders(host: Any) -> None:
     [
         pytest.param(LOADER, False, 1.0, {}, id="2.3 text"),
         pytest.param(LOADER, True, 1.0, {}, id="2.3 images"),
-        pytest.param(LOADER_2_0, True, 1.0, {}, id="2.0 images"),
+        pytest.param(loader("2.0"), True, 1.0, {}, id="2.0 images"),
         pytest.param(LOADER, True, 0.5, {"preset": "hq"}, id="2.3 hq"),
         pytest.param(LOADER, False, 0.0, {"preset": "distilled", "steps": 0}, id="2.3 distilled"),
     ],
@@ -371,12 +337,12 @@ def test_bad_graphs_fail_with_the_fix(host: Any, prompt: Prompt, message: str) -
         pytest.param({"checkpoint": "cut.safetensors"}, ["cut.safetensors", "is truncated"], id="half a checkpoint"),
         pytest.param({"text_encoder": "gemma-wide"}, ["gemma-wide", "hidden size of 96"], id="wide text encoder"),
         pytest.param(
-            {"distilled_lora": LOADER_2_0["inputs"]["distilled_lora"]},
+            {"distilled_lora": loader("2.0")["inputs"]["distilled_lora"]},
             ["it looks like a LoRA for LTX-2.0"],
             id="LoRA of LTX-2",
         ),
         pytest.param(
-            {"upsampler": LOADER_2_0["inputs"]["upsampler"]},
+            {"upsampler": loader("2.0")["inputs"]["upsampler"]},
             [
                 "is of LTX-2.0, the checkpoint is of LTX-2.3",
                 "ltx-2.3-spatial-upscaler-x2-1.1.safetensors (1.0 GB, from",

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from host_graphs import TEXTS, Prompt, loader, node, save_latent
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,38 +20,12 @@ from torch import Tensor
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
 WIDTH, HEIGHT, FRAMES, FPS, SEED = 128, 64, 9, 24.0, 7
-Prompt = dict[str, dict[str, Any]]
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
-
-
-LOADER = node(
-    "LTX2TwoStageLoader",
-    checkpoint="ltx-2.3-22b-dev.safetensors",
-    text_encoder="gemma-2.3",
-    distilled_lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-    upsampler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-    dtype="auto",
-    device_mode="auto",
-)
-TEXTS = {"prompt": "A red kite climbs over a windy beach, waves roar.", "negative_prompt": "blurry, silent"}
 CLIP = {"preset": "two-stage", "width": WIDTH, "height": HEIGHT, "frames": FRAMES, "fps": FPS, "seed": SEED, "steps": 2}
-
-
-def split(latent: list[Any], prefix: str) -> Prompt:
-    """Both streams through the host's own nodes into files."""
-    return {
-        f"{prefix}split": node("LTXVSeparateAVLatent", av_latent=latent),
-        f"{prefix}video": node("SaveLatent", samples=[f"{prefix}split", 0], filename_prefix=f"{prefix}video"),
-        f"{prefix}audio": node("SaveLatent", samples=[f"{prefix}split", 1], filename_prefix=f"{prefix}audio"),
-    }
 
 
 def start() -> Prompt:
     return {
-        "loader": LOADER,
+        "loader": loader(),
         "text": node("LTX2TwoStageTextEncode", pipeline=["loader", 0], **TEXTS),
         "stage1": node(
             "LTX2TwoStageDenoise", pipeline=["loader", 0], positive=["text", 0], negative=["text", 1], **CLIP
@@ -82,8 +57,8 @@ def read(outputs: dict[str, list[Path]], *names: str) -> list[Tensor]:
 @pytest.fixture(scope="module")
 def files(host: Any) -> dict[str, list[Path]]:
     """The latents of a whole run, and those of its stage 1 where the host's Load Latent finds them."""
-    prompt = {**start(), **rest(["stage1", 1]), **split(["stage1", 1], "first"), **split(["up", 0], "up")}
-    prompt |= split(["stage2", 1], "final")
+    prompt = {**start(), **rest(["stage1", 1]), **save_latent(["stage1", 1], "first"), **save_latent(["up", 0], "up")}
+    prompt |= save_latent(["stage2", 1], "final")
     outputs: dict[str, list[Path]] = host.run(prompt)
     for stream in ("video", "audio"):
         shutil.copy(outputs[f"first{stream}"][0], host.base / "input" / f"native_{stream}.latent")
@@ -106,8 +81,8 @@ def native(**refine: Any) -> Prompt:
 def test_native_latents_go_the_rest_of_the_way_as_our_own(host: Any, files: dict[str, list[Path]]) -> None:
     prompt = {
         **native(preset="two-stage", fps=FPS, seed=SEED),
-        **split(["up", 0], "up"),
-        **split(["stage2", 1], "final"),
+        **save_latent(["up", 0], "up"),
+        **save_latent(["stage2", 1], "final"),
     }
     outputs = host.run(prompt)
     names = ("upvideo", "upaudio", "finalvideo", "finalaudio")
@@ -123,7 +98,7 @@ def test_the_rate_may_come_with_native_conditioning(host: Any, files: dict[str, 
     prompt = native(seed=SEED)  # and the preset that a checkpoint with a distilled LoRA has
     prompt["rate"] = node("LTXVConditioning", positive=["text", 0], negative=["text", 1], frame_rate=FPS)
     prompt["stage2"]["inputs"]["positive"] = ["rate", 0]
-    outputs = host.run({**prompt, **split(["stage2", 1], "final")})
+    outputs = host.run({**prompt, **save_latent(["stage2", 1], "final")})
     for found, expected in zip(
         read(outputs, "finalvideo", "finalaudio"), read(files, "finalvideo", "finalaudio"), strict=True
     ):
@@ -134,7 +109,7 @@ def test_a_video_latent_alone_is_upsampled_and_decoded_to_a_silent_clip(
     host: Any, files: dict[str, list[Path]]
 ) -> None:
     prompt = {
-        "loader": LOADER,
+        "loader": loader(),
         "video": NATIVE["video"],
         "masked": node("SetLatentNoiseMask", samples=["video", 0], mask=["mask", 0]),
         "mask": node("SolidMask", value=1.0, width=2, height=1),
@@ -233,7 +208,7 @@ def native_samplers() -> Prompt:
 def test_the_hosts_sampler_runs_both_stages_on_our_weights_and_leaves_them_as_they_were(
     host: Any, files: dict[str, list[Path]]
 ) -> None:
-    outputs = host.run({**native_samplers(), **split(["first", 0], "one"), **split(["second", 0], "two")})
+    outputs = host.run({**native_samplers(), **save_latent(["first", 0], "one"), **save_latent(["second", 0], "two")})
     names = ("onevideo", "oneaudio", "twovideo", "twoaudio")
     latents = read(outputs, *names)
     assert all(latent.std() > 0.05 and latent.isfinite().all() for latent in latents)
@@ -244,7 +219,7 @@ def test_the_hosts_sampler_runs_both_stages_on_our_weights_and_leaves_them_as_th
     changed = {**start(), **rest(["stage1", 1])}
     changed["stage1"]["inputs"]["seed"] = 65
     host.run(changed)
-    again = host.run({**start(), **rest(["stage1", 1]), **split(["stage2", 1], "final")})
+    again = host.run({**start(), **rest(["stage1", 1]), **save_latent(["stage2", 1], "final")})
     for found, expected in zip(
         read(again, "finalvideo", "finalaudio"), read(files, "finalvideo", "finalaudio"), strict=True
     ):
@@ -253,7 +228,7 @@ def test_the_hosts_sampler_runs_both_stages_on_our_weights_and_leaves_them_as_th
 
 def test_a_lora_for_our_model_is_sent_to_our_node(host: Any, files: dict[str, list[Path]]) -> None:
     prompt = native_samplers()
-    lora = LOADER["inputs"]["distilled_lora"]
+    lora = loader()["inputs"]["distilled_lora"]
     prompt["wrong"] = node("LoraLoaderModelOnly", model=["model1", 0], lora_name=lora, strength_model=1.0)
     prompt["guided"]["inputs"]["model"] = ["wrong", 0]
     assert "Use LTX-2 LoRA before LTX-2 Model" in host.failure(prompt)
@@ -315,7 +290,7 @@ def test_the_report_runs_every_time_and_takes_nothing(host: Any) -> None:
 
 def test_the_report_of_the_whole_recipe_is_that_of_its_node(host: Any) -> None:
     prompt = {
-        "loader": LOADER,
+        "loader": loader(),
         "all": node("LTX2TwoStageGenerate", pipeline=["loader", 0], **TEXTS, **{**CLIP, "seed": 63}),
         "json_of_all": node("PreviewAny", source=["all", 4]),
     }

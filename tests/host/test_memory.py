@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from host_graphs import Prompt, loader, node
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,44 +70,14 @@ def test_the_contract_holds_with_the_real_memory_manager(comfyui: Any, tmp_path:
     assert done.stdout.count("PASSED") == source.count("\ndef check_") > 10
 
 
-LOADERS = {
-    version: {
-        "class_type": "LTX2TwoStageLoader",
-        "inputs": {
-            "checkpoint": f"{name}-dev.safetensors",
-            "text_encoder": f"gemma-{version}",
-            "distilled_lora": lora,
-            "upsampler": upsampler,
-            "dtype": "auto",
-            "device_mode": "auto",
-        },
-    }
-    for version, name, lora, upsampler in (
-        (
-            "2.3",
-            "ltx-2.3-22b",
-            "ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-            "ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-        ),
-        (
-            "2.0",
-            "ltx-2-19b",
-            "ltx-2-19b-distilled-lora-384.safetensors",
-            "ltx-2-spatial-upscaler-x2-1.0.safetensors",
-        ),
-    )
-}
-
-
-def generate(version: str, seed: int, mode: str = "auto") -> dict[str, Any]:
+def generate(version: str, seed: int, mode: str = "auto") -> Prompt:
     inputs = {"prompt": "A kite over a beach.", "negative_prompt": "blurry", "preset": "two-stage", "width": 128}
     inputs |= {"height": 64, "frames": 9, "fps": 24.0, "seed": seed, "steps": 2}
-    loader = {**LOADERS[version], "inputs": {**LOADERS[version]["inputs"], "device_mode": mode}}
     return {
-        "loader": loader,
-        "all": {"class_type": "LTX2TwoStageGenerate", "inputs": {"pipeline": ["loader", 0], **inputs}},
-        "split": {"class_type": "LTXVSeparateAVLatent", "inputs": {"av_latent": ["all", 3]}},
-        "video": {"class_type": "SaveLatent", "inputs": {"samples": ["split", 0], "filename_prefix": "memory"}},
+        "loader": loader(version, device_mode=mode),
+        "all": node("LTX2TwoStageGenerate", pipeline=["loader", 0], **inputs),
+        "split": node("LTXVSeparateAVLatent", av_latent=["all", 3]),
+        "video": node("SaveLatent", samples=["split", 0], filename_prefix="memory"),
     }
 
 
@@ -116,7 +87,7 @@ def latent(host: Any, version: str, seed: int) -> torch.Tensor:
 
 def books(host: Any, action: str = "look") -> tuple[int, int]:
     """Bytes on the device, and how often we are in the books."""
-    shown = host.outputs({"books": {"class_type": "HostBooks", "inputs": {"action": action}}})["books"]
+    shown = host.outputs({"books": node("HostBooks", action=action)})["books"]
     return shown["held"][0], shown["entries"][0]
 
 
@@ -172,8 +143,8 @@ def test_a_workflow_with_other_files_releases_the_first_ones(registered: Any) ->
 
 def fill(host: Any, kind: str = "", first: int = 0, last: int = -1) -> int:
     """Calls ``first`` to ``last`` of a kind of module find the memory full; how many there were of the one before."""
-    node = {"class_type": "OutOfMemory", "inputs": {"kind": kind, "first": first, "last": last}}
-    return int(host.outputs({"fill": node})["fill"]["calls"][0])
+    outputs = host.outputs({"fill": node("OutOfMemory", kind=kind, first=first, last=last)})
+    return int(outputs["fill"]["calls"][0])
 
 
 @pytest.mark.parametrize("stage", ["stage 1", "stage 2"])

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from host_graphs import RECIPE, Prompt, loader, node
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,38 +18,12 @@ pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
 WIDTH, HEIGHT, FRAMES, FPS, SEED = 128, 64, 9, 24.0, 7
 SOUND_RATE = 22050
-Prompt = dict[str, dict[str, Any]]
-# A recipe of presets alone, as a fresh node has it
-PRESETS: dict[str, Any] = {
-    "preset": "two-stage",
-    "steps": 2,
-    "sampler": "preset",
-    **{f"{stream}_{scale}": -1.0 for stream in ("video", "audio") for scale in ("cfg", "stg", "modality", "rescale")},
-    **{f"{stream}_blocks": "" for stream in ("video", "audio")},
-    **{f"{stream}_skip": -1 for stream in ("video", "audio")},
-    "distilled_strength_1": -1.0,
-    "distilled_strength_2": -1.0,
-    "audio_source": "preset",
-    "revision": "newest",
-}
-
-
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": kind, "inputs": inputs}
 
 
 def generate(**changes: Any) -> Prompt:
     clip = {"preset": "two-stage", "width": WIDTH, "height": HEIGHT, "frames": FRAMES, "fps": FPS, "seed": SEED}
     return {
-        "loader": node(
-            "LTX2TwoStageLoader",
-            checkpoint="ltx-2.3-22b-dev.safetensors",
-            text_encoder="gemma-2.3",
-            distilled_lora="ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
-            upsampler="ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
-            dtype="auto",
-            device_mode="auto",
-        ),
+        "loader": loader(),
         "all": node(
             "LTX2TwoStageGenerate",
             **{
@@ -72,7 +47,7 @@ def latents(host: Any, prompt: Prompt) -> tuple[Tensor, Tensor]:
 
 
 def with_recipe(**changes: Any) -> Prompt:
-    return {**generate(recipe=["recipe", 0]), "recipe": node("LTX2TwoStageRecipe", **{**PRESETS, **changes})}
+    return {**generate(recipe=["recipe", 0]), "recipe": node("LTX2TwoStageRecipe", **{**RECIPE, **changes})}
 
 
 def test_a_recipe_of_presets_is_the_preset_and_replaces_the_nodes_own(host: Any) -> None:

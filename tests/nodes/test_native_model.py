@@ -190,6 +190,7 @@ for variant in ("2.3", "2.0"):
                 "guides": problem(apply, own, [video, audio], text, 0.7, {"keyframe_idxs": torch.ones(1, 3, 4, 2)}),
                 "blocks": problem(apply, own, [video, audio], text, 0.7,
                                   patches_replace={"dit": {("double_block", 0): print}}),
+                "guider": problem(own.get_model_object, "diffusion_model.transformer_blocks"),
                 "one way": problem(apply, own, [video, audio], text, 0.7, a2v_cross_attn=False),
                 "text of another model": problem(sample, own, [video, audio], [[text[..., 1:], {}]], negative),
             }
@@ -270,6 +271,7 @@ def test_two_stages_cannot_sample_inside_each_other(facts: dict[str, Any]) -> No
         ("control", "does not support a ControlNet"),
         ("guides", "does not support guide frames"),
         ("blocks", "does not support replaced blocks"),
+        ("guider", "does not support replaced blocks"),
         ("one way", "in one direction only"),
         ("text of another model", "is not made for these models"),
     ],
