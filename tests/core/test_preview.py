@@ -68,9 +68,11 @@ def test_looking_gives_the_clip_without_keyframes_and_changes_nothing(pipeline: 
 
 def test_offering_a_look_makes_nobody_wait(pipeline: Pipeline) -> None:
     """Between the steps: what is outside of the loop may wait, with and without a viewer."""
+    choice = RecipeChoice("two-stage", 3)
+    denoise(pipeline, NoProgress(), choice)  # reads the weights and encodes the prompts, which are kept
     waits: dict[bool, int] = {}
     for watched in (False, True):
         with HostWaits() as watch:
-            denoise(pipeline, Viewer() if watched else NoProgress(), RecipeChoice("two-stage", 3))
+            denoise(pipeline, Viewer() if watched else NoProgress(), choice)
         waits[watched] = len(watch.seen)
     assert waits[True] == waits[False]
