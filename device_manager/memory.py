@@ -54,7 +54,18 @@ def host_available(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgro
     """
     meminfo = _fields(proc / "meminfo", ":")
     available = meminfo["MemAvailable"] * 1024 if "MemAvailable" in meminfo else _portable_available()
-    return max(0, min([available, *_cgroup_rooms(proc, cgroup)]))
+    return max(0, min([available, *(limit - used for limit, used in _cgroup_limits(proc, cgroup))]))
+
+
+def host_total(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of host memory in all: the machine's, or its container's limit if that is less.
+
+    Args:
+        proc, cgroup: as for :func:`host_available`.
+    """
+    meminfo = _fields(proc / "meminfo", ":")
+    total = meminfo["MemTotal"] * 1024 if "MemTotal" in meminfo else _portable_total()
+    return min([total, *(limit for limit, _ in _cgroup_limits(proc, cgroup))])
 
 
 def pinned_budget(host_available: int, limit: int | None = None) -> int:
@@ -73,18 +84,18 @@ def _memory_fraction(device: torch.device) -> float:
     return 1.0 if read is None else float(read(device))
 
 
-def _cgroup_rooms(proc: Path, cgroup: Path) -> Iterator[int]:
-    """What each limit above this process leaves, in bytes."""
+def _cgroup_limits(proc: Path, cgroup: Path) -> Iterator[tuple[int, int]]:
+    """Each limit above this process, and what is used of it for good, in bytes."""
     for folder in _folders(cgroup, _cgroup_path(proc, "")):
         limits = [_number(folder / name) for name in ("memory.max", "memory.high")]
         used = _number(folder / "memory.current")
         cache = _fields(folder / "memory.stat").get("inactive_file", 0)
-        yield from (limit - used + cache for limit in limits if limit is not None and used is not None)
+        yield from ((limit, used - cache) for limit in limits if limit is not None and used is not None)
     for folder in _folders(cgroup / "memory", _cgroup_path(proc, "memory")):
         limit, used = _number(folder / "memory.limit_in_bytes"), _number(folder / "memory.usage_in_bytes")
         cache = _fields(folder / "memory.stat").get("total_inactive_file", 0)
         if limit is not None and used is not None:
-            yield limit - used + cache
+            yield limit, used - cache
 
 
 def _cgroup_path(proc: Path, controller: str) -> str:
@@ -106,7 +117,7 @@ def _folders(root: Path, path: str) -> list[Path]:
 def _portable_available() -> int:
     """For systems without /proc."""
     if sys.platform == "win32":
-        return _windows_available()
+        return _windows_memory()[1]
     names = os.sysconf_names
     page = os.sysconf("SC_PAGE_SIZE")
     if "SC_AVPHYS_PAGES" in names:
@@ -115,16 +126,24 @@ def _portable_available() -> int:
     return os.sysconf("SC_PHYS_PAGES") * page // 2 if "SC_PHYS_PAGES" in names else 0
 
 
-def _windows_available() -> int:
+def _portable_total() -> int:
+    if sys.platform == "win32":
+        return _windows_memory()[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in os.sysconf_names else 0
+
+
+def _windows_memory() -> tuple[int, int]:
+    """Physical memory: all, and available."""
     if sys.platform != "win32":
-        return 0
+        return 0, 0
     import ctypes
 
-    # MEMORYSTATUSEX: two 32-bit numbers, its size and the load in percent, then seven 64-bit ones, of which the second
-    # is the physical memory available
+    # MEMORYSTATUSEX: two 32-bit numbers, its size and the load in percent, then seven 64-bit ones, of which the first
+    # two are the physical memory
     status = (ctypes.c_ulonglong * 8)()
     status[0] = ctypes.sizeof(status)
-    return int(status[2]) if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 0
+    known = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return (int(status[1]), int(status[2])) if known else (0, 0)
 
 
 def _number(path: Path) -> int | None:

@@ -12,6 +12,8 @@ _PLACE_HEADINGS = ("what is where", "device GB", "host GB")
 # The switched component's parts, as the manager calls them
 _PLACE_NAMES = {"base": "base weights", "merged": "merged weights", "adapters": "adapters (LoRA)"}
 
+# Each has its own colour, with and without the others
+_STAGES = ("text", "stage_1", "upsample", "stage_2", "decode")
 # Okabe and Ito's colours, told apart with any colour vision, without the dark ones: dark text is read on all of these
 _COLOURS = ("#56b4e9", "#e69f00", "#3cb995", "#f0e442", "#e08fbb", "#e8743b", "#a9a9f5", "#b5b5b5")
 _PANEL, _EDGE, _TEXT, _FAINT = "#fbfbf9", "#d4d4d0", "#1c1c1e", "#5c5c60"
@@ -157,7 +159,7 @@ class _Stage:
 
     @classmethod
     def of(cls, records: Sequence[Mapping[str, Any]]) -> list[_Stage]:
-        names = list(dict.fromkeys(_printable(record["name"]) for record in records))
+        names = list(dict.fromkeys([*_STAGES, *(_printable(record["name"]) for record in records)]))
         return [
             cls(name, max(0.0, float(r["ms"])), int(r["peak_bytes"]), _COLOURS[names.index(name) % len(_COLOURS)])
             for r in records

@@ -8,6 +8,11 @@ from typing import Any
 class LTX2Error(Exception):
     """Base of every error that this package raises on purpose."""
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # Shown before the message; in ComfyUI the package's own name begins with the path of its folder
+        cls.__module__ = "ltx2"
+
 
 class SettingError(LTX2Error, ValueError):
     """A setting has a value that cannot work.

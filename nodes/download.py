@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..ltx2_core.errors import CheckpointError, LTX2Error, SettingError
+from ..ltx2_core.errors import CheckpointError, SettingError
 from ..ltx2_core.loading.artifact_names import Role
 from ..ltx2_core.loading.download import remote_sizes
 from ..ltx2_core.loading.download_process import check_space, fetch
@@ -26,6 +26,8 @@ log = logging.getLogger("ltx2.nodes")
 GENERATIONS: Mapping[str, str] = {"LTX-2.3": "2.3", "LTX-2": "2.0"}
 _INPUTS: Mapping[Role, str] = {role: name for name, role in ROLES.items()}
 _WRITE_SECONDS = 1.0
+# Of a released file's size; tiny stand-ins have its name, and a quantised one is half as large
+_LEAST_PART = 0.1
 
 
 class Download(io.ComfyNode):
@@ -74,22 +76,6 @@ class Download(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        generation: str | None = None,
-        preset: str | None = None,
-        text_encoder: bool | None = None,
-        accept_licences: bool | None = None,
-    ) -> bool | str:
-        """Inputs that come over a link are None: not known yet."""
-        try:
-            if generation is not None and preset is not None:
-                check_accepted(wanted(generation, preset, text_encoder is not False), accept_licences is not False)
-        except LTX2Error as error:
-            return str(error)
-        return True
-
-    @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> float:
         """Never equal to anything, itself included: whether the files are there is not decided by the inputs."""
         return float("nan")
@@ -97,12 +83,16 @@ class Download(io.ComfyNode):
     @classmethod
     def execute(cls, generation: str, preset: str, text_encoder: bool, accept_licences: bool) -> io.NodeOutput:
         files = wanted(generation, preset, text_encoder)
-        check_accepted(files, accept_licences)
         places = {release: found for release in files if (found := _found(release)) is not None}
-        lines = [f"{path} was there already." for path in places.values()]
+        lines = [_there(release, path) for release, path in places.items()]
         missing = [release for release in files if release not in places]
-        lines += [f"{path} was fetched." for path in fetch_all(missing, host.NodeSurface())] if missing else []
-        report = "\n".join([*lines, "Press R to refresh the lists of files."])
+        if missing and not accept_licences:
+            lines += _offer(missing)
+        elif missing:
+            lines += [f"{path} was fetched." for path in fetch_all(missing, host.NodeSurface())]
+        if not missing or accept_licences:
+            lines.append("Press R to refresh the lists of files.")
+        report = "\n".join(lines)
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
 
@@ -119,22 +109,24 @@ def wanted(generation: str, preset: str, text_encoder: bool) -> tuple[Release, .
     return (*files, TEXT_ENCODER) if text_encoder else files
 
 
-def check_accepted(files: tuple[Release, ...], accepted: bool) -> None:
-    """Whether anything may be fetched.
+def _there(release: Release, path: Path) -> str:
+    size = path.stat().st_size
+    if size > _LEAST_PART * release.gigabytes * 1e9:
+        return f"{path} was there already."
+    return f"{path} was there already, with {size / 1e6:.1f} MB instead of {release.gigabytes:.1f} GB: not this model."
 
-    Raises:
-        SettingError: not before the licences are accepted; says of which files, and how large they are.
-    """
-    missing = [release for release in files if _found(release) is None]
-    if accepted or not missing:
-        return
-    names = "; ".join(f"{release} into models/{_folder(release)}" for release in missing)
+
+def _offer(missing: list[Release]) -> list[str]:
+    """What would be fetched, and what has to be accepted for it."""
     total = sum(release.gigabytes for release in missing)
     licences = " and the ".join(dict.fromkeys(release.licence for release in missing))
-    problem = f"about {total:.1f} GB would be fetched under the {licences}: {names}"
     pages = " and ".join(dict.fromkeys(release.repository for release in missing))
-    fix = f"Read the licences on the pages of {pages} on Hugging Face; if you accept them, turn accept_licences on."
-    raise SettingError("accept_licences", False, problem, fix)
+    return [
+        "Nothing was fetched. These are missing:",
+        *(f"{release} into models/{_folder(release)}" for release in missing),
+        f"About {total:.1f} GB, under the {licences}. Read the licences on the pages of {pages} on Hugging Face; if "
+        "you accept them, turn accept_licences on and run again.",
+    ]
 
 
 def fetch_all(files: list[Release], surface: host.NodeSurface) -> list[Path]:

@@ -55,9 +55,11 @@ class TwoStageExtension(ComfyExtension):
 
     async def on_load(self) -> None:
         try:
+            from . import host
             from .panel import PANEL
 
             PANEL.serve()
+            host.follow_queue()
         except Exception:
             log.exception("the device panel is left out; the nodes are there")
 

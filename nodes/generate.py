@@ -10,10 +10,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..device_manager.report import stage_table
-from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.recipe_choice import RecipeChoice
-from ..ltx2_core.stages.validate import check_prompt
 from ..ltx2_core.types import ImageCondition
+from . import host
 from .conversions import ImageSink, to_audio, to_latent, to_video
 from .handle import PipelineHandle
 from .panel import Watched
@@ -27,6 +26,7 @@ class Generate(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageGenerate",
+            hidden=[io.Hidden.unique_id],  # for host.queued_inputs
             display_name="LTX-2 Generate",
             category=CATEGORY,
             description="From the prompt to a video with sound: encodes the text, denoises, upsamples, refines and "
@@ -52,21 +52,8 @@ class Generate(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        prompt: str | None = None,
-        preset: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        frames: int | None = None,
-        fps: float | None = None,
-    ) -> bool | str:
-        try:
-            if prompt is not None:
-                check_prompt(prompt)
-        except LTX2Error as error:
-            return str(error)
-        return problem_when_queued(preset, width, height, frames, fps) or True
+    def validate_inputs(cls, width: int | None = None) -> bool | str:
+        return problem_when_queued({**host.queued_inputs(cls), "width": width}) or True
 
     @classmethod
     def execute(

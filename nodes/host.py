@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from comfy.nested_tensor import NestedTensor
 from comfy_execution.utils import get_executing_context
 from torch import Tensor, nn
 
-from ..ltx2_core.errors import SettingError
+from ..ltx2_core.errors import LTX2Error, SettingError
 from .residency import HostMemory
 
 _SUFFIXES = (".safetensors", ".sft")
@@ -166,6 +168,16 @@ class NodeSurface:
         return self._previewer.decode_latent_to_preview_image("JPEG", latent.float())
 
 
+@contextmanager
+def told_on_the_node() -> Iterator[None]:
+    """An error of ours is also written on the running node, where the page only says that it failed."""
+    try:
+        yield
+    except LTX2Error as error:
+        NodeSurface().write(str(error))
+        raise
+
+
 Answer = tuple[int, Mapping[str, Any]]
 """Status and JSON of an answer."""
 
@@ -204,6 +216,39 @@ def serve(
         server.routes.get(path)(reading(read))
     for path, act in actions.items():
         server.routes.post(path)(acting(act))
+
+
+# Of the request that is being answered
+_QUEUED: ContextVar[Mapping[str, Any] | None] = ContextVar("ltx2_queued", default=None)
+
+
+def follow_queue() -> None:
+    """From now on :func:`queued_inputs` knows a workflow that is being queued."""
+
+    def follow(request: dict[str, Any]) -> dict[str, Any]:
+        graph = request.get("prompt")
+        whole = isinstance(graph, dict) and all(isinstance(node, dict) for node in graph.values())
+        _QUEUED.set(graph if whole else None)
+        return request
+
+    server = _server()
+    if server is not None and hasattr(server, "add_on_prompt_handler"):
+        server.add_on_prompt_handler(follow)
+
+
+def queued_inputs(kind: type) -> dict[str, Any]:
+    """All inputs of a node that is being validated; what comes over a link is None. Empty where they are not known.
+
+    The host makes one error for every input that ``validate_inputs`` takes, whichever is wrong: taking one, and
+    reading the others here, gives one error.
+
+    Args:
+        kind: the node's class as the host calls it, its schema with the hidden input ``unique_id``.
+    """
+    key = str(getattr(getattr(kind, "hidden", None), "unique_id", None))
+    graph = _QUEUED.get() or {}
+    inputs = graph.get(key, {}).get("inputs", {})
+    return {name: None if isinstance(value, list) else value for name, value in inputs.items()}
 
 
 def announce(event: str, seconds: float, data: Callable[[], Mapping[str, Any]]) -> None:

@@ -7,9 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..assembly import check_device_mode
 from ..device_manager.modes import MODE_NAMES
-from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.types import DTYPES, PRECISIONS
 from . import host
 from .handle import PIPELINES
@@ -25,6 +23,7 @@ class Loader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageLoader",
+            hidden=[io.Hidden.unique_id],  # for host.queued_inputs
             display_name="LTX-2 Loader",
             category=CATEGORY,
             description="Opens LTX-2 or LTX-2.3 model files and checks that they belong together. Weights are read "
@@ -87,24 +86,10 @@ class Loader(io.ComfyNode):
         )
 
     @classmethod
-    async def validate_inputs(
-        cls,
-        checkpoint: str | None = None,
-        text_encoder: str | None = None,
-        distilled_lora: str | None = None,
-        upsampler: str | None = None,
-        device_mode: str | None = None,
-        video_vae: str | None = None,
-        audio_vae: str | None = None,
-        text_projection: str | None = None,
-    ) -> bool | str:
+    async def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
         """Files that are not there or do not fit each other are refused when queued. Linked inputs are None."""
-        try:
-            check_device_mode(device_mode)
-        except LTX2Error as error:
-            return str(error)
-        chosen = dict(zip(FOLDERS, (checkpoint, text_encoder, distilled_lora, upsampler), strict=False))
-        chosen |= {"video_vae": video_vae, "audio_vae": audio_vae, "text_projection": text_projection}
+        queued = host.queued_inputs(cls)
+        chosen = {name: queued.get(name) for name in FOLDERS} | {"checkpoint": checkpoint}
         # The first look at large headers takes a second, which the page's other requests need not wait for
         return await asyncio.to_thread(problem_when_queued, chosen) or True
 

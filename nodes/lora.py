@@ -9,7 +9,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.loading.lora_file import LoRAFile
 from ..ltx2_core.loading.model_set import LoRASource, Stage
 from . import host
@@ -60,16 +60,13 @@ class LoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora: str | None = None, strength: float | None = None) -> bool | str:
-        """Inputs that come over a link are None: not known yet. Whose LoRA it is, shows with the pipeline."""
+    def validate_inputs(cls, lora: str | None = None) -> bool | str:
+        """An input that comes over a link is None: not known yet. Whose LoRA it is, shows with the pipeline."""
         if lora is not None:
             try:
                 _check(file_stamps(existing("lora", lora, FOLDERS)))
             except LTX2Error as error:
                 return str(error)
-        if strength is not None and not abs(strength) <= _STRONGEST:
-            problem = f"must be a number from {-_STRONGEST:g} to {_STRONGEST:g}"
-            return str(SettingError("lora strength", strength, problem, "1 applies the LoRA as made."))
         return True
 
     @classmethod

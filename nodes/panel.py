@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from ..device_manager.memory import host_available, vram
+from ..device_manager.memory import host_available, host_total, vram
 from ..device_manager.modes import AUTO, MODE_NAMES, Mode
+from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.types import RunReport
 from . import host
 from .handle import PIPELINES, Opened, PipelineHandle
@@ -135,7 +136,7 @@ class Panel:
                 return _refusal(
                     "A run with these models is in progress.", "Release them when it has ended, or stop it."
                 )
-            freed = await asyncio.to_thread(_on_device, opened.manager.release_if_idle, opened)
+            freed = -await asyncio.to_thread(_change, opened.manager.release_if_idle, opened)
             log.info("released %.2f GB from the device panel; the next run restores them", freed / 1e9)
             return 200, {**self.status(), "freed": freed}
 
@@ -149,7 +150,7 @@ class Panel:
                 problem = "A workflow is running or waiting."
                 return _refusal(problem, "Nothing is lost: a run restores what it needs by itself.")
             try:
-                restored = await asyncio.to_thread(_on_device, opened.manager.restore, opened)
+                restored = await asyncio.to_thread(_change, opened.manager.restore, opened)
             except (torch.OutOfMemoryError, OSError) as error:
                 return _refusal(f"Not restored: {error}", "Free memory, or check that the model files are still there.")
             return 200, {**self.status(), "restored": restored}
@@ -185,11 +186,16 @@ def _running_here() -> Hashable:
     return None
 
 
-def _on_device(act: Callable[[], int], opened: Opened) -> int:
-    """In a thread of its own, whose current GPU would be the first one."""
+def _change(act: Callable[[], int], opened: Opened) -> int:
+    """Bytes that the models hold more after the action than before, as the memory bar shows them.
+
+    In a thread of its own, whose current GPU would be the first one.
+    """
     device = opened.manager.device
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return act()
+        before = _ours(device, opened.manager.status())
+        act()
+        return _ours(device, opened.manager.status()) - before
 
 
 def _no_models() -> host.Answer:
@@ -200,13 +206,18 @@ def _refusal(error: str, fix: str) -> host.Answer:
     return 409, {"error": error, "fix": fix}
 
 
+def _ours(device: torch.device, held: Mapping[str, Mapping[str, int]]) -> int:
+    """Bytes that the models hold of the device's memory."""
+    # Without a GPU there is one memory, and what is held twice takes it twice
+    places = ("device",) if device.type == "cuda" else ("device", "host")
+    return sum(sum(held[place].values()) for place in places)
+
+
 def _models(opened: Opened) -> dict[str, Any]:
     models, manager = opened.handle.pipeline.models, opened.manager
     on_gpu = manager.device.type == "cuda"
     held = manager.status()
-    # Without a GPU there is one memory, and what is held twice takes it twice
-    places = ("device",) if on_gpu else ("device", "host")
-    ours, pinned = sum(sum(held[place].values()) for place in places), sum(held["pinned"].values())
+    pinned = sum(held["pinned"].values())
     return {
         "checkpoint": models.file_names["checkpoint"],
         "generation": models.generation,
@@ -221,7 +232,7 @@ def _models(opened: Opened) -> dict[str, Any]:
         },
         "restorable": manager.restorable,
         "components": [_row(name, parts, held, opened, on_gpu) for name, parts in ROWS.items()],
-        "memory": _memory(manager.device, ours),
+        "memory": _memory(manager.device, _ours(manager.device, held)),
         "pinned": {"held": pinned, "limit": manager.pinned_limit if on_gpu else 0},
     }
 
@@ -251,10 +262,12 @@ def _note(parts: tuple[str, ...], opened: Opened) -> str:
 
 def _memory(device: torch.device, ours: int) -> dict[str, int]:
     """Bytes of the device's memory: ours, other use, all."""
-    if device.type != "cuda":
-        return {"ours": ours, "other": 0, "total": ours + host_available()}
-    memory = vram(device)
-    return {"ours": ours, "other": max(0, memory.total - memory.free - ours), "total": memory.total}
+    if device.type == "cuda":
+        memory = vram(device)
+        total, free = memory.total, memory.free
+    else:
+        total, free = host_total(), host_available()
+    return {"ours": ours, "other": max(0, total - free - ours), "total": total}
 
 
 PANEL = Panel()
@@ -280,7 +293,9 @@ class Watched:
     ) -> None:
         PANEL.stage(None)
         if error is not None:
-            if (now := self._progress.now) is not None:
+            if isinstance(error, LTX2Error):
+                self._surface.write(str(error))
+            elif (now := self._progress.now) is not None:
                 self._surface.write(f"Stopped: {now.ended()}")
             return
         report = self._pipeline.pipeline.last_report()

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import RECIPE_NAMES, REVISIONS, SAMPLERS, AudioSource
+from . import host
 from .recipe_values import FROM_PRESET, NO_BLOCKS, check_when_queued, guidance_choice, recipe_choice
 from .sockets import CATEGORY, RecipeSocket
 
@@ -63,6 +64,7 @@ class Recipe(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageRecipe",
+            hidden=[io.Hidden.unique_id],  # for host.queued_inputs
             display_name="LTX-2 Recipe",
             category=CATEGORY,
             description="A preset with numbers of your own in it. What is left alone stays the preset's, which depends "
@@ -152,12 +154,13 @@ class Recipe(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, **values: Any) -> bool | str:
+    def validate_inputs(cls, preset: str | None = None) -> bool | str:
         """Inputs that come over a link are None: not known yet."""
-        known = {name: value for name, value in values.items() if value is not None}
-        defaults = {widget.id: widget.default for widget in cls.define_schema().inputs}
+        values = {widget.id: widget.default for widget in cls.define_schema().inputs}
+        queued = {**host.queued_inputs(cls), "preset": preset}
+        values |= {name: value for name, value in queued.items() if name in values and value is not None}
         try:
-            check_when_queued(cls.execute(**{**defaults, **known}).args[0])
+            check_when_queued(cls.execute(**values).args[0])
         except LTX2Error as error:
             return str(error)
         return True

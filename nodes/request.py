@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..ltx2_core.errors import SettingError
+from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.recipe_choice import RecipeChoice
-from ..ltx2_core.recipes import RECIPE_NAMES
+from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SIZE
 from ..ltx2_core.request import GenerationRequest
+from ..ltx2_core.stages.validate import check_prompt, check_size
 from ..ltx2_core.types import AudioClip, ImageCondition
 from .handle import PipelineHandle
+
+_RELEASED_SCALE = (8, 32, 32)  # frames, rows and columns of a latent's cell, in every released video VAE
 
 
 def clip_request(
@@ -53,20 +55,24 @@ def clip_request(
     return request
 
 
-def problem_when_queued(
-    preset: str | None, width: int | None, height: int | None, frames: int | None, fps: float | None
-) -> str | None:
-    """What is wrong with a clip whatever the model, in words, or None.
+def problem_when_queued(inputs: Mapping[str, Any]) -> str | None:
+    """What is wrong with a clip, in words, as far as a node's inputs tell, or None.
 
-    Which sizes fit, the video VAE says, and no file is open yet: :func:`clip_request` checks that before any weight is
-    read. Inputs that come over a link are None: not known yet.
+    Models with another video VAE than the released ones are checked by :func:`clip_request`, before any weight is read.
+
+    Args:
+        inputs: of LTX-2 Denoise or LTX-2 Generate; what comes over a link is None. A linked recipe takes the preset's
+            place.
     """
-    if preset is not None and preset not in RECIPE_NAMES:
-        fix = f"Choose one of: {', '.join(RECIPE_NAMES)}."
-        return str(SettingError("preset", preset, "is not a known preset", fix))
-    for name, value in (("width", width), ("height", height), ("frames", frames)):
-        if value is not None and value < 1:
-            return str(SettingError(name, value, "must be at least 1", "The node's default suits every model."))
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
-        return str(SettingError("fps", fps, "must be a positive number", "The models are made for 24 or 25."))
+    width, height = DEFAULT_SIZE
+    values: dict[str, Any] = {"width": width, "height": height, "frames": DEFAULT_FRAMES, "fps": DEFAULT_FPS}
+    values |= {name: inputs[name] for name in values if inputs.get(name) is not None}
+    # Half the size works for fewer stages, so that one stage refuses only what no recipe takes
+    two = "recipe" not in inputs and inputs.get("preset") not in (None, "one-stage")
+    try:
+        check_size(**values, stages=2 if two else 1, scale=_RELEASED_SCALE)
+        if inputs.get("prompt") is not None:
+            check_prompt(inputs["prompt"])
+    except LTX2Error as error:
+        return str(error)
     return None

@@ -14,9 +14,9 @@ ImagesSocket = io.Custom("LTX2_IMAGES")
 RecipeSocket = io.Custom("LTX2_RECIPE")
 
 _LARGEST = 8192
-# What the widgets step by: the released video VAEs' cells. Their multiples fit finer ones too, and a size that the
-# loaded VAE has no cells for is refused by the run.
-_PIXEL_STEP, _FRAME_STEP = 32, 8
+# What the widgets step by: two of the released video VAEs' cells, one of them in time. For one stage the page lets
+# them step by one cell (web/ltx2_sizes.js).
+_PIXEL_STEP, _FRAME_STEP = 64, 8
 
 
 def pipeline_input() -> Any:

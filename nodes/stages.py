@@ -18,6 +18,7 @@ from ..ltx2_core.sampling.guidance import needs_negative
 from ..ltx2_core.stages.decode import decode_audio, decode_video
 from ..ltx2_core.stages.validate import check_audio
 from ..ltx2_core.types import AudioClip, Component, ImageCondition, LatentPair, Phase
+from . import host
 from .conversions import (
     FOREIGN_PROMPT,
     Conditioning,
@@ -58,6 +59,7 @@ class Denoise(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageDenoise",
+            hidden=[io.Hidden.unique_id],  # for host.queued_inputs
             display_name="LTX-2 Denoise (stage 1)",
             category=CATEGORY,
             description="Stage 1: makes picture and sound from noise, guided by the prompts. Presets of two stages "
@@ -88,15 +90,8 @@ class Denoise(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls,
-        preset: str | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        frames: int | None = None,
-        fps: float | None = None,
-    ) -> bool | str:
-        return problem_when_queued(preset, width, height, frames, fps) or True
+    def validate_inputs(cls, width: int | None = None) -> bool | str:
+        return problem_when_queued({**host.queued_inputs(cls), "width": width}) or True
 
     @classmethod
     def check_lazy_status(
@@ -121,8 +116,10 @@ class Denoise(io.ComfyNode):
             SettingError: the other settings cannot work.
         """
         choice = recipe or RecipeChoice(preset, steps or None)
-        request = clip_request(pipeline, FOREIGN_PROMPT, "", choice, width, height, frames, fps, seed, images, audio)
-        guided = _guided(request, choice.preset, negative != "unconnected")
+        clip = (width, height, frames, fps, seed, images, audio)
+        with host.told_on_the_node():
+            request = clip_request(pipeline, FOREIGN_PROMPT, "", choice, *clip)
+            guided = _guided(request, choice.preset, negative != "unconnected")
         return [
             name for name, text in (("positive", positive), ("negative", negative if guided else "")) if text is None
         ]

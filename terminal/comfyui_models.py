@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.loading.synthetic import Variant, write_tiny
+from ..ltx2_core.loading.synthetic_gemma import write_single_file
 
-TINY_GEMMA = "gemma-tiny"
+DISTILLED = "ltx-2.3-22b-distilled-1.1.safetensors"
+GEMMA = "gemma_3_12B_it.safetensors"
 TINY_LORA = "tiny-user-lora.safetensors"
 
 
@@ -21,21 +23,27 @@ def place_tiny(models: Path, variant: Variant, fp8: bool) -> list[Path]:
     """
     if not (models / "checkpoints").is_dir():
         fix = "Give the folder that holds checkpoints, loras and text_encoders."
-        raise SettingError("directory", models, "is not ComfyUI's models folder", fix)
+        raise SettingError("directory", str(models), "is not ComfyUI's models folder", fix)
     with tempfile.TemporaryDirectory(dir=models) as folder:
         files = write_tiny(Path(folder), variant, fp8=fp8)
+        gemma = Path(folder) / GEMMA
+        write_single_file(files.gemma, gemma)
         places = {
             files.checkpoint: models / "checkpoints" / files.checkpoint.name,
             files.distilled_lora: models / "loras" / files.distilled_lora.name,
             files.upsampler: models / "latent_upscale_models" / files.upsampler.name,
             files.lora: models / "loras" / TINY_LORA,
-            files.gemma: models / "text_encoders" / TINY_GEMMA,
+            gemma: models / "text_encoders" / GEMMA,
         }
+        if variant == "2.3" and not fp8:
+            distilled = Path(folder) / DISTILLED
+            shutil.copyfile(files.checkpoint, distilled)
+            places[distilled] = models / "checkpoints" / DISTILLED
         # Their names are the official ones: nobody's real file is replaced
         for place in places.values():
             if place.exists():
                 fix = "Move it away first, or give the models folder of another ComfyUI."
-                raise SettingError("directory", models, f"holds {place.relative_to(models)} already", fix)
+                raise SettingError("directory", str(models), f"holds {place.relative_to(models)} already", fix)
         for source, place in places.items():
             place.parent.mkdir(exist_ok=True)
             shutil.move(source, place)

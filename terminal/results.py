@@ -66,9 +66,9 @@ def write_report(path: Path, report: RunReport) -> None:
 
 def write_latents(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """The tensors of a run as safetensors; raises as :func:`write_report`."""
-    from safetensors.torch import save_file
+    from ..ltx2_core.loading.saving import save_tensors
 
-    _write_whole(path, "save-latents", lambda part: save_file(dict(tensors), part))
+    _write_whole(path, "save-latents", lambda part: save_tensors(part, tensors))
 
 
 def _write_whole(path: Path, setting: str, write: Callable[[Path], object]) -> None:

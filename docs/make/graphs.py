@@ -29,15 +29,21 @@ Graph = dict[str, Any]
 Prompt = dict[str, dict[str, Any]]
 
 TITLE_BAR, GAP, MARGIN, GROUP_TITLE = 30, 30, 20, 60
-# Width, and height without what its texts and pictures need, as ComfyUI's page computes them; some room for both
+# Width, and height for what a node has beside its sockets and widgets: texts and pictures, also those that a run brings
+# (58 and 220 at least in ComfyUI's page)
 WIDTHS = {"LTX2TwoStageLoader": 400, "LTX2TwoStageGenerate": 420, "LTX2TwoStageTextEncode": 400, "SaveVideo": 400}
 MORE_HEIGHT = {
-    "LTX2TwoStageGenerate": 200,
+    "LTX2TwoStageGenerate": 400,
+    "LTX2TwoStageDenoise": 310,
+    "LTX2TwoStageUpsample": 100,
+    "LTX2TwoStageRefine": 310,
     "LTX2TwoStageTextEncode": 240,
     "LTX2TwoStageReport": 320,
     "LTX2TwoStageDecode": 160,
     "SaveVideo": 250,
     "LoadImage": 230,
+    "LoadAudio": 90,
+    "SamplerCustomAdvanced": 240,
     "PreviewAny": 60,
 }
 NODE_WIDTH, SLOT, WIDGET, TEXT_WIDGET = 290, 20, 24, 60

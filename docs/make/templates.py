@@ -148,8 +148,9 @@ def _generate(prompt: str, links: Mapping[str, tuple[str, str]] | None = None, *
 
 
 def _save(video: tuple[str, str], name: str, *notes: Note) -> Column:
+    """The saver comes last: the page makes it as high as the clip needs."""
     saver = Node("save", "SaveVideo", {"filename_prefix": f"video/LTX-2_{name}"}, {"video": video})
-    return Column("Result", (saver, *notes), BLUE)
+    return Column("Result", (*notes, saver), BLUE)
 
 
 def _report(after: tuple[str, str], pipeline: str = "loader") -> Node:
@@ -166,9 +167,11 @@ def _condition(key: str, picture: str, frame: int, before: str = "", strength: f
     return Node(key, "LTX2TwoStageImageCondition", {"frame": frame, "strength": strength}, links)
 
 
-_SIZES = (
+_SETTINGS = Note(
+    "Settings",
     "Width and height are multiples of 64, frames 8 n + 1: 121 at 24 fps are 5 seconds. Steps 0 takes the preset's "
-    "official number.\n"
+    "official number.\n",
+    (400, 90),
 )
 
 TEXT_TO_VIDEO = Template(
@@ -297,7 +300,7 @@ IMAGE_TO_VIDEO = Template(
             GRAY,
         ),
         Column("Both stages in one node", (_generate(COMES_TO_LIFE, {"images": ("first", "images")}),), GREEN),
-        _save(("all", "video"), "image_to_video", Note("Settings", _SIZES)),
+        _save(("all", "video"), "image_to_video", _SETTINGS),
     ),
     shown=(0.0,),
 )
@@ -322,7 +325,7 @@ HQ = Template(
             ),
             GREEN,
         ),
-        _save(("all", "video"), "hq", Note("Settings", _SIZES)),
+        _save(("all", "video"), "hq", _SETTINGS),
     ),
 )
 
@@ -345,7 +348,7 @@ DISTILLED_TEMPLATE = Template(
             ),
             GREEN,
         ),
-        _save(("all", "video"), "distilled", Note("Settings", _SIZES)),
+        _save(("all", "video"), "distilled", _SETTINGS),
     ),
 )
 
@@ -370,7 +373,7 @@ FIRST_LAST = Template(
             GRAY,
         ),
         Column("Both stages in one node", (_generate(TRANSITION, {"images": ("last", "images")}),), GREEN),
-        _save(("all", "video"), "first_last_frame", Note("Settings", _SIZES)),
+        _save(("all", "video"), "first_last_frame", _SETTINGS),
     ),
     shown=(0.0, 1.0),
 )
@@ -395,15 +398,15 @@ KEYFRAMES = Template(
                 Note(
                     "Keyframes",
                     "Each node adds one image: chain as many as you like, one per frame. Frame 60 is the middle of 121 "
-                    "frames; negative numbers count from the end. Strength 1 keeps an image as it is, less lets the "
-                    "model change it.\n",
-                    (290, 200),
+                    "frames: **change it with the clip's length**, a shorter clip has no such frame. Negative numbers "
+                    "count from the end. Strength 1 keeps an image as it is, less lets the model change it.\n",
+                    (290, 230),
                 ),
             ),
             GRAY,
         ),
         Column("Both stages in one node", (_generate(TRANSITION, {"images": ("last", "images")}),), GREEN),
-        _save(("all", "video"), "keyframes", Note("Settings", _SIZES)),
+        _save(("all", "video"), "keyframes", _SETTINGS),
     ),
     shown=(0.0, 0.5, 1.0),
 )
@@ -433,16 +436,17 @@ USER_LORAS = Template(
                 ),
                 Note(
                     "LoRAs",
-                    f"[Dolly in]({DOLLY_IN['url']}) and [jib up]({JIB_UP['url']}) go to `models/loras`; choose your "
-                    "own instead. Stage 1 decides about content and motion, stage 2 about detail.\n\nAnother strength "
-                    "or LoRA does not read the checkpoint again. LoRAs of LTX-2 do not fit LTX-2.3.\n",
+                    f"Needs LTX-2 files and two camera LoRAs: [dolly in]({DOLLY_IN['url']}) and "
+                    f"[jib up]({JIB_UP['url']}) in `models/loras`, or your own. Stage 1 decides about content and "
+                    "motion, stage 2 about detail.\n\nAnother strength or LoRA does not read the checkpoint again. "
+                    "LoRAs of LTX-2 do not fit LTX-2.3.\n",
                     (290, 240),
                 ),
             ),
             GOLD,
         ),
         Column("Both stages in one node", (_generate(LIGHTHOUSE, {"pipeline": ("jib", PIPELINE)}),), GREEN),
-        _save(("all", "video"), "user_loras", Note("Settings", _SIZES)),
+        _save(("all", "video"), "user_loras", _SETTINGS),
     ),
 )
 
@@ -498,16 +502,16 @@ AUDIO_TO_VIDEO = Template(
                 Node("sound", "LoadAudio", {"audio": "speech.wav"}),
                 Note(
                     "Sound",
-                    "Choose or upload your own file. It is cut to the clip's length, or followed by silence, and the "
-                    "clip has it as it is.\n\n121 frames at 24 fps are 5 seconds: set frames to what your sound "
-                    "needs.\n",
+                    "Needs **your own sound**: choose or upload a file. It is cut to the clip's length, or followed by "
+                    "silence, and the clip has it as it is.\n\n121 frames at 24 fps are 5 seconds: set frames to what "
+                    "your sound needs.\n",
                     (290, 200),
                 ),
             ),
             GRAY,
         ),
         Column("Both stages in one node", (_generate(SPEECH, {"audio": ("sound", "AUDIO")}),), GREEN),
-        _save(("all", "video"), "audio_to_video", Note("Settings", _SIZES)),
+        _save(("all", "video"), "audio_to_video", _SETTINGS),
     ),
 )
 

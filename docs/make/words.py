@@ -2,8 +2,8 @@
 
     python -m ltx2_two_stage.docs.make.words --host http://127.0.0.1:8188
 
-writes ``locales/en/nodeDefs.json`` and, in each page of ``web/docs``, the tables of inputs and outputs. What is above
-the tables is written by hand, as are ``locales/<language>`` of other languages.
+writes ``locales/en/nodeDefs.json`` and, in each page of ``web/docs``, the lists of inputs and outputs. What is above
+the lists is written by hand, as are ``locales/<language>`` of other languages.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ Words = Mapping[str, Any]  # a locale's nodeDefs.json, by node id
 
 
 class Headings(NamedTuple):
-    """Words of a page's tables in one language."""
+    """Words of a page's lists in one language. They are lists since ComfyUI shows them in a narrow column."""
 
     inputs: str
     outputs: str
-    input_columns: tuple[str, str, str]
-    output_columns: tuple[str, str, str]
+    item: str
     required: str
     optional: str
     first_file: str
@@ -42,8 +41,7 @@ HEADINGS = {
     "en": Headings(
         inputs="Inputs",
         outputs="Outputs",
-        input_columns=("input", "default", "what it does"),
-        output_columns=("output", "type", "what it is"),
+        item="- {name} ({note}): {text}",
         required="to be connected",
         optional="may be connected",
         first_file="a file that fits",
@@ -53,8 +51,7 @@ HEADINGS = {
     "zh": Headings(
         inputs="输入",
         outputs="输出",
-        input_columns=("输入", "默认值", "作用"),
-        output_columns=("输出", "类型", "内容"),
+        item="- {name}（{note}）：{text}",  # noqa: RUF001 - the signs of Chinese
         required="必须连接",
         optional="可以连接",
         first_file="匹配的文件",
@@ -109,10 +106,10 @@ def inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any
 
 
 def page(text: str, node: Mapping[str, Any], words: Words, language: str) -> str:
-    """A help page with its tables made anew; what is above them stays."""
+    """A help page with its lists made anew; what is above them stays."""
     headings = HEADINGS[language]
     head = text.partition(f"\n## {headings.inputs}\n")[0].rstrip()
-    return "\n".join([head, "", *_tables(node, words, headings)]) + "\n"
+    return "\n".join([head, "", *_lists(node, words, headings)]) + "\n"
 
 
 def page_path(name: str, language: str) -> Path:
@@ -135,10 +132,9 @@ def read(language: str) -> Words:
     return words
 
 
-def _tables(node: Mapping[str, Any], words: Words, headings: Headings) -> Iterator[str]:
+def _lists(node: Mapping[str, Any], words: Words, headings: Headings) -> Iterator[str]:
     yield f"## {headings.inputs}"
     yield ""
-    yield from _table_head(headings.input_columns)
     files = _FILES.get(node["name"], set())
     for name, kind, options, required in inputs(node):
         said = words["inputs"][name]
@@ -148,19 +144,14 @@ def _tables(node: Mapping[str, Any], words: Words, headings: Headings) -> Iterat
                 ", ".join(f"`{option}`" for option in options["options"])
             )
         default = _default(name, kind, options, required, files, headings)
-        yield f"| {_named(name, said['name'])} | {default} | {tooltip} |"
+        yield headings.item.format(name=_named(name, said["name"]), note=default, text=tooltip)
     yield ""
     yield f"## {headings.outputs}"
     yield ""
-    yield from _table_head(headings.output_columns)
     for index, kind in enumerate(node["output"]):
         said = words["outputs"][str(index)]
-        yield f"| {_named(node['output_name'][index], said['name'])} | {kind} | {said['tooltip']} |"
-
-
-def _table_head(columns: tuple[str, ...]) -> Iterator[str]:
-    yield f"| {' | '.join(columns)} |"
-    yield f"|{'---|' * len(columns)}"
+        name = _named(node["output_name"][index], said["name"])
+        yield headings.item.format(name=name, note=kind, text=said["tooltip"])
 
 
 def _named(name: str, shown: str) -> str:
@@ -187,7 +178,7 @@ def english_file(info: Info) -> tuple[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes the English words and the tables of the help pages.")
+    parser = argparse.ArgumentParser(description="Writes the English words and the lists of the help pages.")
     parser.add_argument("--host", default="http://127.0.0.1:8188", help="a running ComfyUI with this pack")
     with urlopen(parser.parse_args().host + "/object_info") as answer:
         info = json.load(answer)

@@ -22,7 +22,9 @@ SETTINGS = ("auto", "eager")
 
 def fused(tensor: Tensor) -> bool:
     """Whether Triton's kernels serve this tensor: on an NVIDIA or AMD GPU, or anywhere in Triton's interpreter."""
-    return _wanted() and (runs_on(tensor.device) if tensor.is_cuda else interpreted())
+    if not _wanted() or not (tensor.is_cuda or interpreted()):
+        return False
+    return _installed() and (not tensor.is_cuda or runs_on(tensor.device))
 
 
 def interpreted() -> bool:
@@ -50,8 +52,12 @@ def _wanted() -> bool:
     setting = os.environ.get(VARIABLE, "auto")
     if setting not in SETTINGS:
         raise SettingError(VARIABLE, setting, "is no choice of kernels", f"Choose from: {', '.join(SETTINGS)}.")
-    if setting == "eager":
-        return False
+    return setting != "eager"
+
+
+@lru_cache(maxsize=1)
+def _installed() -> bool:
+    """Asked only where Triton's kernels would run: elsewhere nobody is to be told what is missing."""
     if importlib.util.find_spec("triton") is None:
         logger.info("Triton is not installed: PyTorch's own kernels run, about a quarter slower.")
         return False

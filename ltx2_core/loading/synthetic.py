@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..models.audio_vae.config import AudioVAEConfig
@@ -26,6 +25,7 @@ from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import BandwidthExtendedVocoder, VocoderConfig, build_vocoder
 from ..types import DTYPES
+from .saving import save_tensors
 from .synthetic_configs import (
     JSON,
     MODEL_VERSION,
@@ -314,7 +314,7 @@ def _save(
     metadata = {"format": "pt", "model_version": version}
     if config is not None:
         metadata["config"] = json.dumps(config)
-    save_file(stored, path, metadata)
+    save_tensors(path, stored, metadata)
 
 
 def _stored_dtype(key: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:

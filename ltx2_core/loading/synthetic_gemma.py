@@ -1,4 +1,4 @@
-"""A tiny Gemma 3 as a Hugging Face folder: random weights and a tokenizer that takes any text."""
+"""A tiny Gemma 3, as a Hugging Face folder or ComfyUI's single file: random weights, and a tokenizer for any text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["TINY_HEADS", "GemmaHeads", "write_tiny_gemma"]
+from .saving import save_tensors
+from .synthetic_sentencepiece import sentencepiece_model
 
+__all__ = ["TINY_HEADS", "GemmaHeads", "write_single_file", "write_tiny_gemma"]
+
+PREFIX = "language_model.model."  # of the keys in the released repositories
 FEED_FORWARD_FACTOR = 4
 SLIDING_WINDOW = 64  # shorter than a long prompt, so that local and global layers differ
 
@@ -71,6 +75,18 @@ def write_tiny_gemma(
     _write_weights(folder, _weights(hidden_size, num_layers, heads, len(vocabulary), generator))
     _write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
+
+
+def write_single_file(folder: Path, path: Path) -> None:
+    """Puts what :func:`write_tiny_gemma` wrote into one file in ComfyUI's layout, the tokenizer inside.
+
+    Such a file carries no configuration: who loads it takes Gemma 3 12B's.
+    """
+    shards = (load_file(file) for file in sorted(folder.glob("*.safetensors")))
+    tensors = {f"model.{key.removeprefix(PREFIX)}": tensor for shard in shards for key, tensor in shard.items()}
+    spiece = sentencepiece_model(_vocabulary(), SPECIAL_TOKENS, len(MERGES))
+    tensors["spiece_model"] = torch.frombuffer(bytearray(spiece), dtype=torch.uint8)
+    save_tensors(path, tensors, {"format": "pt"})
 
 
 def _config(hidden_size: int, num_layers: int, heads: GemmaHeads, vocab_size: int) -> dict[str, Any]:
@@ -132,8 +148,7 @@ def _weights(
         }
         tensors |= {f"layers.{i}.{name}.weight": tensor for name, tensor in layer.items()}
     tensors["norm.weight"] = norm(hidden)
-    # The key layout of the released repositories
-    return {f"language_model.model.{name}": tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    return {f"{PREFIX}{name}": tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
 
 
 def _write_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -144,7 +159,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         "model-00002-of-00002.safetensors": names[half:],
     }
     for file, keys in shards.items():
-        save_file({key: tensors[key].contiguous() for key in keys}, folder / file, {"format": "pt"})
+        save_tensors(folder / file, {key: tensors[key].contiguous() for key in keys}, {"format": "pt"})
     index = {
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
         "weight_map": {key: file for file, keys in shards.items() for key in keys},

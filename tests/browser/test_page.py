@@ -31,11 +31,12 @@ PICTURES = "[...document.images].filter((image) => image.src && image.complete)"
 TINY = {"text_encoder": "gemma-2.3", "width": 256, "height": 128, "frames": 17, "steps": 30, "filename_prefix": "page"}
 
 
-def show_workflow(page: Page, **changes: Any) -> None:
-    """Loads the example without its notes, and watches for pictures and the words on its nodes."""
-    graph = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    graph["nodes"] = [node for node in graph["nodes"] if node["type"] != "MarkdownNote"]
-    graph["groups"] = []
+def show_workflow(page: Page, name: str = WORKFLOW.stem, notes: bool = False, **changes: Any) -> None:
+    """Loads an example, by default without its notes, and watches for pictures and the words on its nodes."""
+    graph = json.loads(WORKFLOW.with_stem(name).read_text(encoding="utf-8"))
+    if not notes:
+        graph["nodes"] = [node for node in graph["nodes"] if node["type"] != "MarkdownNote"]
+        graph["groups"] = []
     page.run(f"app.loadGraphData({json.dumps(graph)})")
     page.run(
         f"""(() => {{
@@ -185,7 +186,9 @@ def test_a_run_shows_words_and_pictures_and_the_panel_follows(page: Page, host: 
     assert words(page, "LTX2TwoStageDecode")[-1].startswith("Decoding: ")
     wait_for_panel(page, "Last runs")
     text = panel_text(page)
-    assert "original" in text and "Without a GPU" in text
+    assert "original" in text and "Without a GPU every mode keeps the weights in host memory." in text
+    memory = host.get("/ltx2/status")["models"]["memory"]
+    assert f"of {memory['total'] / 1e9:.1f} GB" in text and "Other use" in text
     assert all(row in text for row in ("Base transformer", "Stage-2 transformer", "LoRAs", "Text encoder", "Upsampler"))
     assert all(stage in text for stage in ("Encoding text", "Stage 1", "Upsampling", "Stage 2", "Decoding"))
     assert page.run(f"document.querySelectorAll('{PANEL} .ltx2-stacked').length") == 1
@@ -218,17 +221,55 @@ def test_the_panel_speaks_chinese_and_changes_with_the_setting(page: Page, chine
     page.resize(1440, 1180)
     toggle_panel(page)
     wait_for_panel(page, "最近的运行")
+    assert "没有 GPU 时，各模式的权重都在内存中。" in panel_text(page)  # noqa: RUF001
     page.run(f"window.comfyAPI.api.api.dispatchCustomEvent('ltx2.status', {json.dumps(gpu_status())})")
     wait_for_panel(page, "第 1 阶段：第 12 步，共 30 步，剩余约 2 min 10 s")  # noqa: RUF001
     check_layout(page)
     page.screenshot(tmp_path / "panel-zh.png", panel_box(page))
     text = panel_text(page)
+    assert "没有 GPU" not in text
     assert all(words in text for words in ("设备模式", "显存", "锁页内存", "释放", "恢复", "第 2 阶段 Transformer"))
     # What stays English: names of files, devices and modes, the reason with the machine's figures
     assert [words for words in ("Memory", "Release", "Base transformer", "Stage", "Upsampl") if words in text] == []
     assert page.run(f"document.querySelector('{PANEL}').lang") == "zh"
+    # 24 hours, and not the English of the browser
+    ended = page.run(f"document.querySelector('{PANEL} .ltx2-run .ltx2-line .ltx2-faint').textContent")
+    assert re.fullmatch(r"\d\d:\d\d", ended)
     page.run("app.extensionManager.setting.set('Comfy.Locale', 'en')")
     wait_for_panel(page, "Last runs")
+
+
+def test_sizes_step_by_what_the_preset_takes(page: Page) -> None:
+    show_workflow(page)
+    typed = """((preset, size) => {
+        const node = app.graph._nodes.find((node) => node.type === 'LTX2TwoStageDenoise')
+        const widget = (name) => node.widgets.find((one) => one.name === name)
+        widget('preset').value = preset
+        widget('preset').callback(preset)
+        widget('width').value = size
+        widget('width').callback(size)
+        return widget('width').value
+    })(%s, %d)"""
+    assert page.run(typed % ('"two-stage"', 544)) in (512, 576)
+    assert page.run(typed % ('"one-stage"', 544)) == 544
+    assert page.run(typed % ('"one-stage"', 550)) == 544
+    assert page.run(typed % ('"hq"', 1088)) == 1088
+
+
+def test_an_error_is_written_on_its_node(page: Page) -> None:
+    show_workflow(page, seed=41)
+    page.run(
+        """(() => {
+            const recipe = LiteGraph.createNode('LTX2TwoStageRecipe')
+            app.graph.add(recipe)
+            recipe.connect(0, app.graph._nodes.find((node) => node.type === 'LTX2TwoStageDenoise'), 'recipe')
+            recipe.widgets.find((widget) => widget.name === 'video_blocks').value = '47'
+        })()"""
+    )
+    queue(page)
+    wait_for_end(page, "execution_error")
+    assert "the model has blocks 0 to 2" in words(page, "LTX2TwoStageDenoise")[-1]
+    assert page.run("seen.ends[0]")[1].startswith("video-guidance blocks = 47")
 
 
 def test_every_word_of_the_panel_and_of_its_server_is_translated(page: Page, host: Any) -> None:
@@ -309,6 +350,22 @@ def test_what_a_gpu_shows_fits_into_the_narrow_panel(page: Page, theme: str, tmp
     use_theme(page, "dark")
 
 
+def test_a_stage_keeps_its_colour_in_a_run_without_the_stages_before_it(page: Page, host: Any) -> None:
+    toggle_panel(page)
+    wait_for_panel(page, "Last runs")
+    run = gpu_status()["runs"][0]
+    cached = {**run, "stages": run["stages"][1:]}
+    other = {**run, "stages": [{**run["stages"][0], "name": "stage_1 sampler", "label": "Sampler"}, run["stages"][1]]}
+    status = {**host.get("/ltx2/status"), "runs": [cached, run, other]}
+    page.run(f"window.comfyAPI.api.api.dispatchCustomEvent('ltx2.status', {json.dumps(status)})")
+    page.wait_for(f"document.querySelectorAll('{PANEL} .ltx2-stacked').length === 3")
+    bars = f"[...document.querySelectorAll('{PANEL} .ltx2-stacked')]"
+    kinds = page.run(f"{bars}.map((bar) => [...bar.children].map((segment) => segment.className))")
+    assert kinds[1] == [f"ltx2-stage-{index}" for index in range(5)]
+    assert kinds[0] == kinds[1][1:]
+    assert kinds[2] == ["ltx2-stage-5", "ltx2-stage-1"]
+
+
 def check_layout(page: Page) -> None:
     """Nothing is cut off at the side, and every text stands out from what is behind it (WCAG AA)."""
     panel = f"document.querySelector('{PANEL}')"
@@ -348,12 +405,12 @@ def test_release_and_restore_with_the_keyboard(page: Page, host: Any) -> None:
     toggle_panel(page)
     wait_for_panel(page, "Last runs")
     held = host.get("/ltx2/status")["models"]["memory"]["ours"]
-    assert held > 0
+    assert held > 0 and f"These models {held / 1e6:.1f} MB" in panel_text(page)
     page.run(f"document.querySelector('{PANEL} select').focus()")
     page.press(*TAB)
     assert page.run("document.activeElement.textContent") == "Release"
     page.press(*ENTER)
-    wait_for_panel(page, "Released ")
+    wait_for_panel(page, f"Released {held / 1e6:.1f} MB.")
     assert host.get("/ltx2/status")["models"]["memory"]["ours"] == 0
     assert page.run("document.activeElement.textContent") == "Release", "the focus stays where it was"
     page.press(*ENTER)
@@ -361,7 +418,40 @@ def test_release_and_restore_with_the_keyboard(page: Page, host: Any) -> None:
     page.press(*TAB)
     page.press(*ENTER)
     wait_for_panel(page, "Restored ")
-    assert 0 < host.get("/ltx2/status")["models"]["memory"]["ours"] <= held
+    restored = host.get("/ltx2/status")["models"]["memory"]["ours"]
+    assert 0 < restored <= held
+    assert f"Restored {restored / 1e6:.1f} MB." in panel_text(page)
+
+
+# Titles of the nodes, notes included, whose rectangles have a part in common
+OVERLAPS = """(() => {
+    const boxes = app.graph._nodes.map((node) => {
+        const height = Math.max(node.size[1], node.computeSize()[1])
+        return { title: node.title, x: node.pos[0], y: node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT, width: node.size[0],
+            height: height + LiteGraph.NODE_TITLE_HEIGHT }
+    })
+    const meet = (a, b) => a.x < b.x + b.width && b.x < a.x + a.width && a.y < b.y + b.height && b.y < a.y + a.height
+    return boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => meet(a, b)).map((b) => [a.title, b.title]))
+})()"""
+
+
+@pytest.mark.parametrize("name", [WORKFLOW.stem, "ltx2_two_stage_hq"])
+def test_what_a_run_shows_covers_no_note(page: Page, name: str, tmp_path: Path) -> None:
+    """A square clip: the saver's player is as high as it is wide."""
+    page.resize(2600, 1200)
+    show_workflow(page, name, notes=True, width=256, height=256, frames=9, steps=4, seed=41)
+    notes = page.run("app.graph._nodes.filter((node) => node.type === 'MarkdownNote').length")
+    assert notes > 2 and page.run(OVERLAPS) == []
+    queue(page)
+    wait_for_end(page)
+    shown = "app.graph._nodes.flatMap((node) => (node.widgets ?? []).map((widget) => widget.name))"
+    # The player takes its height when the clip has come
+    player = "app.graph._nodes.find((node) => node.type === 'SaveVideo')"
+    page.wait_for(f"{player}.size[1] > {player}.size[0]")
+    page.screenshot(tmp_path / f"{name}.png")
+    kinds = page.run(shown)
+    assert {"$$node-text-preview", "$$canvas-image-preview", "video-preview"} <= set(kinds)
+    assert page.run(OVERLAPS) == []
 
 
 def test_a_mode_from_the_panel_holds_from_the_next_run_on(page: Page, host: Any, released: None) -> None:
@@ -408,10 +498,13 @@ def test_a_run_in_progress_is_left_alone_and_can_be_interrupted(page: Page, host
     assert "in progress" in host.post("/ltx2/release", {})["error"]
     assert "running" in host.post("/ltx2/restore", {})["error"]
     wait_for_panel(page, "of 400 steps")
+    page.run(CLICK % '"Release"')
+    wait_for_panel(page, "A run is in progress.")
     page.run("window.comfyAPI.api.api.interrupt()")
     wait_for_end(page, "execution_interrupted")
     assert words(page, "LTX2TwoStageDenoise")[-1].startswith("Stopped: Stage 1: ")
     page.wait_for(f"document.querySelector('{PANEL} .ltx2-stage').hidden")
+    page.wait_for(f"document.querySelector('{PANEL} .ltx2-message').hidden")
     show_workflow(page, steps=2, seed=32)
     queue(page)
     wait_for_end(page)

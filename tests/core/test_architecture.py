@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"ltx2_core.loading", "ltx2_core.media", "device_manager"},
     "nodes": {"ltx2_core", "device_manager", "assembly"},
     "cli": {"ltx2_core", "device_manager", "assembly", "terminal"},
+    "__main__": {"cli"},
     "": {"nodes"},
 }
 CONTRACTS = {f"ltx2_core.{name}" for name in ("types", "protocols", "errors", "recipes", "recipe_choice", "request")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import wave
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ltx2_two_stage import cli
+from ltx2_two_stage.docs.make.templates import TEMPLATES, Node
 from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from ltx2_two_stage.ltx2_core.media.mp4 import Mp4Writer
@@ -290,11 +293,13 @@ def test_a_full_disk_is_said_and_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_make_tiny_puts_files_where_comfyui_looks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_make_tiny_puts_files_where_comfyui_looks(
+    tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     models = tmp_path / "models"
     words = ["make-tiny", str(models), "--comfyui", "--quiet"]
     assert cli.main(words) == 2
-    assert "is not ComfyUI's models folder" in capsys.readouterr().err
+    assert f"directory = '{models}': is not ComfyUI's models folder" in capsys.readouterr().err
     (models / "checkpoints").mkdir(parents=True)
     assert cli.main(words) == 0
     placed = [Path(line).relative_to(models).as_posix() for line in capsys.readouterr().out.splitlines()]
@@ -303,15 +308,38 @@ def test_make_tiny_puts_files_where_comfyui_looks(tmp_path: Path, capsys: pytest
         "loras/ltx-2.3-22b-distilled-lora-384-1.1.safetensors",
         "latent_upscale_models/ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
         "loras/tiny-user-lora.safetensors",
-        "text_encoders/gemma-tiny",
+        "text_encoders/gemma_3_12B_it.safetensors",
+        "checkpoints/ltx-2.3-22b-distilled-1.1.safetensors",
     ]
     assert sorted(path.name for path in models.iterdir()) == sorted({place.split("/")[0] for place in placed})
+    for template in TEMPLATES:
+        nodes = (item for column in template.columns for item in column.items if isinstance(item, Node))
+        named = {f"{file['directory']}/{file['name']}" for node in nodes for file in node.files}
+        assert named <= set(placed) or template.name == "ltx2_two_stage_user_loras", (template.name, named)
+    options = {"checkpoint": placed[0], "distilled_lora": placed[1], "upsampler": placed[2], "gemma": placed[4]}
+    line = command(tiny, tmp_path, **{name: models / place for name, place in options.items()})
+    assert cli.main([*line, "--quiet"]) == 0
+    capsys.readouterr()
     checkpoint = models / placed[0]
     checkpoint.write_bytes(b"somebody's own file")
     assert cli.main(words) == 2
     assert f"holds {placed[0]} already" in capsys.readouterr().err
     assert checkpoint.read_bytes() == b"somebody's own file"
     assert len(list(models.iterdir())) == 4, "what was written before the refusal is gone"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no such modes there")
+def test_others_may_read_what_is_written(tiny: TinyFiles, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "models" / "checkpoints").mkdir(parents=True)
+        assert cli.main(["make-tiny", str(tmp_path / "models"), "--comfyui", "--quiet"]) == 0
+        files = {"report": tmp_path / "report.json", "save_latents": tmp_path / "latents.safetensors"}
+        assert cli.main([*command(tiny, tmp_path, **files), "--quiet"]) == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(modes) == 9 and set(modes.values()) == {"0o644"}, modes
 
 
 def test_make_tiny_tells_the_command_that_works_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

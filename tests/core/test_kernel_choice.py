@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +19,8 @@ SHAPE = (1, 2, 2048, 64)
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    caches = (availability._wanted, availability.runs_on, attention.installed_flash, attention._faster_flash)
+    ours = (availability._wanted, availability._installed, availability.runs_on)
+    caches = (*ours, attention.installed_flash, attention._faster_flash)
     for cache in caches:
         cache.cache_clear()
     yield
@@ -59,6 +60,19 @@ def test_without_triton_kernels_are_eager(monkeypatch: pytest.MonkeyPatch, caplo
     with caplog.at_level("INFO", logger="ltx2.kernels"):
         assert not availability.fused(torch.zeros(1))
     assert "Triton is not installed" in caplog.text
+
+
+def test_a_missing_triton_is_told_once_and_only_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level("INFO", logger="ltx2.kernels"):
+        assert not availability.fused(torch.zeros(1))
+        assert caplog.text == ""
+        for _ in range(2):
+            assert not availability.fused(SimpleNamespace(is_cuda=True, device=CPU))  # type: ignore[arg-type]
+    assert caplog.text.count("Triton is not installed") == 1
 
 
 def test_a_triton_that_does_not_work_is_left_out(

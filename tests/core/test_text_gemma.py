@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, ConfigError
-from ltx2_two_stage.ltx2_core.loading.synthetic_gemma import write_tiny_gemma
+from ltx2_two_stage.ltx2_core.loading.synthetic_gemma import write_single_file, write_tiny_gemma
 from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource, gemma_hidden_states, gemma_states
 from ltx2_two_stage.ltx2_core.models.text.gemma_config import GemmaConfig, GemmaSizes
 from safetensors.torch import load_file, save_file
@@ -172,6 +172,20 @@ def test_single_file_loads_with_its_tokenizer(original: Path, tmp_path: Path, sp
     embeddings = gemma_hidden_states(expected, IDS)[..., 0]
     assert torch.equal(gemma_hidden_states(model, IDS)[..., 0], embeddings)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in expected.state_dict().items())
+
+
+def test_the_tiny_single_file_holds_the_folders_weights_and_tokenizer(original: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    write_single_file(original, tmp_path / "gemma.safetensors")
+    single, folder = GemmaSource.open(tmp_path / "gemma.safetensors"), GemmaSource.open(original)
+    assert single.layout == "single file"
+    held = single.load_model(torch.float32, "cpu").state_dict()
+    expected = folder.load_model(torch.float32, "cpu").state_dict()
+    assert held.keys() == expected.keys()
+    assert all(torch.equal(held[key], value) for key, value in expected.items())
+    ours, theirs = single.load_tokenizer(), folder.load_tokenizer()
+    for text in ("", "the weather of a sand  island", 'She says: "On and on."', "other\tüber\n世界"):
+        assert ours.encode(text).ids == theirs.encode(text).ids
 
 
 def test_single_file_has_the_settings_of_gemma_3_12b() -> None:

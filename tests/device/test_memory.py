@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from ltx2_two_stage.device_manager import memory
-from ltx2_two_stage.device_manager.memory import VRAM, host_available, pinned_budget, vram
+from ltx2_two_stage.device_manager.memory import VRAM, host_available, host_total, pinned_budget, vram
 
 MIB = 1024**2
 V1_UNLIMITED = "9223372036854771712"
@@ -73,6 +73,24 @@ def test_host_available(tmp_path: Path, proc: dict[str, str], groups: dict[str, 
 
 
 @pytest.mark.parametrize(
+    ("groups", "expected_mib"),
+    [
+        pytest.param({}, 1000, id="no-groups"),
+        pytest.param(v2("max", 300, 0), 1000, id="v2-no-limit"),
+        pytest.param(v2(str(500 * MIB), 300, 120), 500, id="v2-limit"),
+        pytest.param(v2(str(2000 * MIB), 300, 120), 1000, id="v2-machine-has-less"),
+        pytest.param(v2(str(500 * MIB), 300, 0, high=str(400 * MIB)), 400, id="v2-high"),
+        pytest.param(v1(V1_UNLIMITED, 300, 0), 1000, id="v1-no-limit"),
+        pytest.param(v1(str(600 * MIB), 300, 0), 600, id="v1-limit"),
+    ],
+)
+def test_host_total(tmp_path: Path, groups: dict[str, str], expected_mib: int) -> None:
+    files = {"meminfo": f"MemTotal:  {1000 * 1024} kB\nMemAvailable:  1 kB\n", "self/cgroup": "2:memory:/\n0::/\n"}
+    root, cgroup = written(tmp_path / "proc", files), written(tmp_path / "cgroup", groups)
+    assert host_total(root, cgroup) == expected_mib * MIB
+
+
+@pytest.mark.parametrize(
     ("values", "expected"),
     [
         pytest.param({"SC_PAGE_SIZE": 4096, "SC_AVPHYS_PAGES": 10, "SC_PHYS_PAGES": 100}, 40960, id="free-pages"),
@@ -88,8 +106,15 @@ def test_host_available_without_proc(
     assert host_available(tmp_path / "none", tmp_path / "none") == expected
 
 
-def test_host_available_here_is_positive() -> None:
-    assert host_available() > 0
+def test_host_total_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}
+    monkeypatch.setattr(memory.os, "sysconf_names", values)
+    monkeypatch.setattr(memory.os, "sysconf", values.__getitem__)
+    assert host_total(tmp_path / "none", tmp_path / "none") == 409600
+
+
+def test_host_memory_here_is_positive() -> None:
+    assert 0 < host_available() <= host_total()
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,18 @@ def test_a_stage_that_runs_twice_has_one_line_of_the_legend() -> None:
     assert boxes(svg)[0].get("fill") == boxes(svg)[4].get("fill") != boxes(svg)[2].get("fill")
 
 
+def test_a_stage_has_its_colour_also_where_others_did_not_run() -> None:
+    names = ("text", "stage_1", "upsample", "stage_2", "decode", "stage_1 sampler")
+
+    def colours(*ran: str) -> dict[str, str | None]:
+        found = boxes(stage_chart([record(name, 100, 1) for name in ran]).svg())
+        return {name: box.get("fill") for name, box in zip(ran, found[::2], strict=True)}
+
+    whole = colours(*names)
+    assert len(set(whole.values())) == len(names)
+    assert colours("stage_1 sampler", "decode", "stage_1").items() <= whole.items()
+
+
 @pytest.mark.parametrize(
     "records",
     [

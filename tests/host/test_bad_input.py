@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import wave
 from collections.abc import Callable
 from typing import Any
@@ -102,11 +103,14 @@ def files(host: Any) -> None:
 
 # Known from the graph alone: refused when queued, in the words of the node that has the setting
 REFUSED: dict[str, tuple[Callable[[], Prompt], str]] = {
-    "no size": (lambda: clip(width=0), "width = 0: must be at least 1"),
-    "no frames": (lambda: clip(frames=-8), "frames = -8: must be at least 1"),
-    "no rate": (lambda: clip(fps=0.0), "fps = 0.0: must be a positive number. The models are made for 24 or 25."),
-    "unknown preset": (lambda: clip(preset="best"), "preset = 'best': is not a known preset. Choose one of: two-stage"),
-    "negative scale": (lambda: with_recipe(video_cfg=-2.0), "video_cfg = -2.0: must be a number that is not negative"),
+    "no size": (lambda: clip(width=0), "width = 0: must be a multiple of 64"),
+    "no frames": (lambda: clip(frames=-8), "Value -8 smaller than min of 1"),
+    "no rate": (lambda: clip(fps=0.0), "Value 0.0 smaller than min of 0.01"),
+    "a rate that is no number": (lambda: clip(fps=float("nan")), "fps = nan: must be a positive number."),
+    "unknown preset": (lambda: clip(preset="best"), "'best' not in"),
+    "width": (lambda: clip(width=96), "width = 96: must be a multiple of 64 for a two-stage run. Try 64"),
+    "frames": (lambda: clip(frames=10), "frames = 10: must be 8 * n + 1. Try 9 or 17."),
+    "negative scale": (lambda: with_recipe(video_cfg=-0.5), "video_cfg = -0.5: must be a number that is not negative"),
     "no number": (lambda: with_recipe(audio_stg=float("nan")), "audio_stg = nan"),
     "STG without blocks": (lambda: with_recipe(video_blocks="none"), "STG needs at least one block"),
     "blocks without STG": (
@@ -128,10 +132,10 @@ REFUSED: dict[str, tuple[Callable[[], Prompt], str]] = {
     ),
     "no LoRA's file": (lambda: with_lora("no-lora.safetensors"), "is no LoRA"),
 }
+# ComfyUI's own check of the input finds it as well
+TWICE = ("no such file", "no frames", "no rate")
 # Known when the files are open: the node's error, and no text was encoded for it
 FAILED: dict[str, tuple[Callable[[], Prompt], str, str]] = {
-    "width": (lambda: clip(width=96), "stage1", "width = 96: must be a multiple of 64 for a two-stage run. Try 64"),
-    "frames": (lambda: clip(frames=10), "stage1", "frames = 10: must be 8 * n + 1. Try 9 or 17."),
     "too long": (lambda: clip(fps=0.1), "stage1", "the longest is 60 s. Raise it, or give fewer frames."),
     "too short": (lambda: clip(frames=1, fps=240.0), "stage1", "too short for any sound"),
     "STG block": (lambda: with_recipe(video_blocks="28"), "stage1", "blocks = 28: the model has blocks 0 to 2"),
@@ -162,7 +166,9 @@ FAILED: dict[str, tuple[Callable[[], Prompt], str, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_the_graph_alone_tells_is_refused_when_queued(host: Any, name: str) -> None:
     make, message = REFUSED[name]
-    assert message in host.refusal(make())
+    refusal = host.refusal(make())
+    assert message in refusal
+    assert sum(len(node["errors"]) for node in json.loads(refusal).values()) == (2 if name in TWICE else 1)
 
 
 @pytest.mark.parametrize("name", FAILED)

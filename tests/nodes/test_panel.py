@@ -140,6 +140,34 @@ def test_release_and_restore(panel: Any, manager: Any) -> None:
     assert not answer["models"]["restorable"]
 
 
+@pytest.mark.parametrize("mode", ["original", "snapshot"])
+def test_freed_and_restored_are_how_the_memory_bar_moves(panel: Any, manager: Any, mode: str) -> None:
+    ask(panel.change_mode, mode=mode)
+    with manager.use(Component.TRANSFORMER, Phase.STAGE_2, {"distilled": 1.0}):
+        pass
+    assert manager.status()["host"]["adapters"] > 0, "without a GPU they take the same memory"
+    held = [panel.status()["models"]["memory"]["ours"]]
+    moves = []
+    for action, name in ((panel.release, "freed"), (panel.restore, "restored")):
+        answer = ask(action)[1]
+        held.append(answer["models"]["memory"]["ours"])
+        moves.append(answer[name])
+    assert moves == [held[0] - held[1], held[2] - held[1]] and min(moves) > 0
+    # A host copy is what the next run restores from, and stays
+    assert (held[1] == 0) == (mode == "original")
+
+
+def test_without_a_gpu_memory_is_the_hosts(panel: Any, manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["ltx2_two_stage.nodes.panel"]
+    monkeypatch.setattr(module, "host_total", lambda: 64 * 10**9)
+    monkeypatch.setattr(module, "host_available", lambda: 40 * 10**9)
+    memory = panel.status()["models"]["memory"]
+    assert memory["total"] == 64 * 10**9 and memory["ours"] > 0
+    assert memory["ours"] + memory["other"] == 24 * 10**9
+    monkeypatch.setattr(module, "host_available", lambda: 64 * 10**9)
+    assert panel.status()["models"]["memory"]["other"] == 0
+
+
 def test_a_run_with_these_models_is_left_alone_and_others_do_not_matter(panel: Any, manager: Any, host: Host) -> None:
     host.runs = [("a", OURS)]
     assert panel.status()["busy"]

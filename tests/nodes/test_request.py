@@ -20,22 +20,35 @@ def _request() -> Any:
     return importlib.import_module("ltx2_two_stage.nodes.request")
 
 
-@pytest.mark.parametrize("clip", [(None,) * 5, ("one-stage", 24, 40, 6, 0.5), ("hq", 1, 1, 1, 1000.0)])
-def test_what_some_model_may_make_is_queued(clip: tuple[Any, ...]) -> None:
-    assert _request().problem_when_queued(*clip) is None
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {},
+        {"preset": None, "width": None, "height": None, "frames": None, "fps": None},
+        {"preset": "two-stage", "width": 768, "height": 512, "frames": 121, "fps": 24.0, "seed": 3},
+        {"preset": "one-stage", "width": 96, "height": 544, "frames": 1, "fps": 0.5},
+        # A recipe over a link may be of one stage
+        {"preset": "hq", "recipe": None, "width": 96},
+        {"width": 96},
+    ],
+)
+def test_what_may_work_is_queued(inputs: dict[str, Any]) -> None:
+    assert _request().problem_when_queued(inputs) is None
 
 
 @pytest.mark.parametrize(
-    ("clip", "problem"),
+    ("inputs", "problem"),
     [
-        (("three-stage", 64, 64, 9, 24.0), "preset = 'three-stage'"),
-        (("hq", 0, 64, 9, 24.0), "width = 0"),
-        (("hq", None, -1, 9, 24.0), "height = -1"),
-        (("hq", 64, 64, 0, 24.0), "frames = 0"),
-        (("hq", 64, 64, 9, float("nan")), "fps = nan"),
-        (("hq", 64, 64, 9, float("inf")), "fps = inf"),
-        (("hq", 64, 64, 9, -1.0), "fps = -1.0"),
+        ({"preset": "hq", "width": 96}, "width = 96: must be a multiple of 64 for a two-stage run. Try 64 or 128."),
+        ({"preset": "distilled", "height": 544}, "height = 544: must be a multiple of 64"),
+        ({"preset": "one-stage", "width": 100}, "width = 100: must be a multiple of 32 for a one-stage run."),
+        ({"recipe": None, "width": 100}, "width = 100: must be a multiple of 32"),
+        ({"width": 0}, "width = 0"),
+        ({"preset": "hq", "frames": 10}, "frames = 10: must be 8 * n + 1. Try 9 or 17."),
+        ({"fps": float("nan")}, "fps = nan"),
+        ({"fps": float("inf")}, "fps = inf"),
+        ({"prompt": "  "}, "prompt = '  ': is empty"),
     ],
 )
-def test_what_no_model_can_make_is_refused(clip: tuple[Any, ...], problem: str) -> None:
-    assert problem in _request().problem_when_queued(*clip)
+def test_what_cannot_work_is_refused(inputs: dict[str, Any], problem: str) -> None:
+    assert problem in _request().problem_when_queued(inputs)

@@ -20,9 +20,10 @@ export function roughly(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`
 }
 
-/** The time of day of a moment in seconds since 1970, in the reader's own form. */
-export function clock(seconds) {
-  return new Date(seconds * 1000).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })
+/** The time of day of a moment in seconds since 1970, in a language, and in the reader's own form of it. */
+export function clock(seconds, language) {
+  const own = navigator.languages.find((tag) => tag.split('-')[0] === language)
+  return new Date(seconds * 1000).toLocaleTimeString(own ?? language, { hour: '2-digit', minute: '2-digit' })
 }
 
 /** The last part of a path of either kind. */

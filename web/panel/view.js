@@ -5,8 +5,9 @@
 import { clock, duration, fileName, roughly, size } from './format.js'
 import { together } from './words.js'
 
-/** Of stages, by the order in which they are first seen; the colours of the report's chart. */
+/** The colours of the report's chart: these stages have the first, others the next. */
 const COLOURS = 8
+const STAGES = ['text', 'stage_1', 'upsample', 'stage_2', 'decode']
 
 /** An element with properties (attributes where the name has a dash, or is role) and children. */
 function h(tag, properties = {}, ...children) {
@@ -62,6 +63,7 @@ function meter(say) {
  * @param {ReturnType<import('./words.js').speak>} language
  */
 export function createView(actions, { language, say, hear }) {
+  let busy = false
   const subtitle = h('p', { className: 'ltx2-faint ltx2-files' })
   const stageText = h('span')
   const stageBar = h('progress', { max: 1, value: 0, 'aria-label': say('progress') })
@@ -140,8 +142,11 @@ export function createView(actions, { language, say, hear }) {
     runs.hidden = status.runs.length === 0
     subtitle.hidden = models === null
     showStage(status.stage)
+    // What was said during the run, such as why a button does nothing, holds no longer
+    if (busy && !status.busy) tell('')
+    busy = status.busy
     if (models) showModels(models, status)
-    runList.replaceChildren(...runRows(status.runs, say, hear))
+    runList.replaceChildren(...runRows(status.runs, { language, say, hear }))
   }
 
   function showStage(now) {
@@ -163,16 +168,16 @@ export function createView(actions, { language, say, hear }) {
       h('span', { title: models.checkpoint }, file),
       h('span', {}, `LTX-${models.generation}, ${models.dtype}, ${models.device}`)
     )
-    showMode(models.mode, status.modes)
-    showMemory(models, status.busy)
     const onGpu = models.place === 'GPU'
+    showMode(models.mode, status.modes, onGpu)
+    showMemory(models, onGpu)
     placeHead.textContent = onGpu ? 'GPU' : say('host')
     // Without a GPU there is one memory, and nothing has a second copy in it
     hostHead.hidden = !onGpu
     places.replaceChildren(...models.components.map((row) => placeRow(row, onGpu, hear)))
   }
 
-  function showMode({ name, reason, setting, wanted }, modes) {
+  function showMode({ name, reason, setting, wanted }, modes, onGpu) {
     modeName.textContent = name
     modeOrigin.textContent = say(setting === 'auto' ? 'auto' : 'fixed')
     modeReason.textContent = sentence(hear(reason.replace(/^auto: /, '')))
@@ -181,14 +186,15 @@ export function createView(actions, { language, say, hear }) {
     }
     const next = wanted ?? setting
     modeSelect.value = next
-    const words = modes.find((choice) => choice.name === next)?.words ?? ''
-    modeWords.textContent = together(hear(words), say(wanted ? 'reload' : 'validity'))
+    const words = hear(modes.find((choice) => choice.name === next)?.words ?? '')
+    modeWords.textContent = together(onGpu ? words : together(words, say('noGpu')), say(wanted ? 'reload' : 'validity'))
   }
 
-  function showMemory({ memory: all, pinned: locked, place, restorable }, busy) {
-    const onGpu = place === 'GPU'
-    const parts = [{ name: say('ours'), value: all.ours, kind: 'ltx2-ours' }]
-    if (onGpu) parts.push({ name: say('other'), value: all.other, kind: 'ltx2-other' })
+  function showMemory({ memory: all, pinned: locked, restorable }, onGpu) {
+    const parts = [
+      { name: say('ours'), value: all.ours, kind: 'ltx2-ours' },
+      { name: say('other'), value: all.other, kind: 'ltx2-other' }
+    ]
     const free = Math.max(0, all.total - all.ours - all.other)
     vram.show(say(onGpu ? 'vram' : 'hostMemory'), say('free', { free: size(free), total: size(all.total) }), parts, all.total)
     pinned.element.hidden = !onGpu
@@ -243,8 +249,8 @@ function placeRow({ name, device, host, note }, onGpu, hear) {
  * Every run as a stacked bar, the latest with what its stages took. Each fills the width: on one scale, the first run,
  * which loads the models, would leave the others too short to be read.
  */
-function runRows(runs, say, hear) {
-  const colours = new Map()
+function runRows(runs, { language, say, hear }) {
+  const colours = new Map(STAGES.map((name, index) => [name, index]))
   const colour = (name) => {
     if (!colours.has(name)) colours.set(name, colours.size % COLOURS)
     return `ltx2-stage-${colours.get(name)}`
@@ -268,7 +274,7 @@ function runRows(runs, say, hear) {
       h(
         'div',
         { className: 'ltx2-line' },
-        h('span', {}, h('span', { className: 'ltx2-faint' }, clock(run.ended)), ` ${title}`),
+        h('span', {}, h('span', { className: 'ltx2-faint' }, clock(run.ended, language)), ` ${title}`),
         h('span', { className: 'ltx2-figures' }, duration(totals[index]))
       ),
       bar

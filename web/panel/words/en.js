@@ -17,6 +17,7 @@ export const words = {
   auto: 'auto',
   fixed: 'fixed',
   nextRun: 'For the next run',
+  noGpu: 'Without a GPU every mode keeps the weights in host memory.',
   reload: 'The next run takes it and loads the transformer again.',
   validity: 'A choice here holds until ComfyUI restarts or LTX-2 Loader’s settings change.',
 
@@ -34,7 +35,7 @@ export const words = {
   restore: 'Restore',
   restoreHint: 'Brings back what was released',
   restoring: 'Restoring …',
-  restored: 'Restored {size}.',
+  restored: 'Restored {size}. The next run brings what else it needs.',
   busy: 'A run is in progress',
   nothingLoaded: 'Nothing is loaded',
   nothingReleased: 'Nothing was released',

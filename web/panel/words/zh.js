@@ -16,6 +16,7 @@ export const words = {
   auto: '自动',
   fixed: '固定',
   nextRun: '用于下次运行',
+  noGpu: '没有 GPU 时，各模式的权重都在内存中。',
   reload: '从下次运行起生效，届时会重新载入 Transformer。',
   validity: '在这里的选择一直有效，直到 ComfyUI 重启或“LTX-2 加载器”的设置改变。',
 
@@ -33,7 +34,7 @@ export const words = {
   restore: '恢复',
   restoreHint: '重新载入已释放的部分',
   restoring: '正在恢复……',
-  restored: '已恢复 {size}。',
+  restored: '已恢复 {size}。其余所需的部分在下次运行时载入。',
   busy: '有工作流正在运行',
   nothingLoaded: '没有已载入的模型',
   nothingReleased: '没有已释放的部分',
