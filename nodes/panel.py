@@ -186,7 +186,7 @@ def _running_here() -> Hashable:
     return None
 
 
-def _change(act: Callable[[], int], opened: Opened) -> int:
+def _change(act: Callable[[], object], opened: Opened) -> int:
     """Bytes that the models hold more after the action than before, as the memory bar shows them.
 
     In a thread of its own, whose current GPU would be the first one.

@@ -153,6 +153,10 @@ def _save(video: tuple[str, str], name: str, *notes: Note) -> Column:
     return Column("Result", (*notes, saver), BLUE)
 
 
+def _in_one_node(prompt: str, links: Mapping[str, tuple[str, str]]) -> Column:
+    return Column("Both stages in one node", (_generate(prompt, links),), GREEN)
+
+
 def _report(after: tuple[str, str], pipeline: str = "loader") -> Node:
     links = {"pipeline": (pipeline, PIPELINE), "after": after}
     return Node("report", "LTX2TwoStageReport", links=links)
@@ -299,7 +303,7 @@ IMAGE_TO_VIDEO = Template(
             ),
             GRAY,
         ),
-        Column("Both stages in one node", (_generate(COMES_TO_LIFE, {"images": ("first", "images")}),), GREEN),
+        _in_one_node(COMES_TO_LIFE, {"images": ("first", "images")}),
         _save(("all", "video"), "image_to_video", _SETTINGS),
     ),
     shown=(0.0,),
@@ -372,7 +376,7 @@ FIRST_LAST = Template(
             ),
             GRAY,
         ),
-        Column("Both stages in one node", (_generate(TRANSITION, {"images": ("last", "images")}),), GREEN),
+        _in_one_node(TRANSITION, {"images": ("last", "images")}),
         _save(("all", "video"), "first_last_frame", _SETTINGS),
     ),
     shown=(0.0, 1.0),
@@ -405,7 +409,7 @@ KEYFRAMES = Template(
             ),
             GRAY,
         ),
-        Column("Both stages in one node", (_generate(TRANSITION, {"images": ("last", "images")}),), GREEN),
+        _in_one_node(TRANSITION, {"images": ("last", "images")}),
         _save(("all", "video"), "keyframes", _SETTINGS),
     ),
     shown=(0.0, 0.5, 1.0),
@@ -445,7 +449,7 @@ USER_LORAS = Template(
             ),
             GOLD,
         ),
-        Column("Both stages in one node", (_generate(LIGHTHOUSE, {"pipeline": ("jib", PIPELINE)}),), GREEN),
+        _in_one_node(LIGHTHOUSE, {"pipeline": ("jib", PIPELINE)}),
         _save(("all", "video"), "user_loras", _SETTINGS),
     ),
 )
@@ -473,7 +477,7 @@ LOW_VRAM = Template(
             ),
             GOLD,
         ),
-        Column("Both stages in one node", (_generate(LIGHTHOUSE, {"recipe": ("recipe", "recipe")}),), GREEN),
+        _in_one_node(LIGHTHOUSE, {"recipe": ("recipe", "recipe")}),
         _save(("all", "video"), "low_vram"),
         Column(
             "What it took",
@@ -510,7 +514,7 @@ AUDIO_TO_VIDEO = Template(
             ),
             GRAY,
         ),
-        Column("Both stages in one node", (_generate(SPEECH, {"audio": ("sound", "AUDIO")}),), GREEN),
+        _in_one_node(SPEECH, {"audio": ("sound", "AUDIO")}),
         _save(("all", "video"), "audio_to_video", _SETTINGS),
     ),
 )

@@ -78,6 +78,14 @@ def toggle_panel(page: Page) -> None:
     page.wait_for(f"!!document.querySelector('{PANEL} h2')")
 
 
+def show_runs(page: Page, theme: str, height: int) -> None:
+    """The panel with the last runs, on a page that is high enough for it."""
+    page.resize(1440, height)
+    use_theme(page, theme)
+    toggle_panel(page)
+    wait_for_panel(page, "Last runs")
+
+
 def panel_text(page: Page) -> str:
     return str(page.run(f"document.querySelector('{PANEL}').innerText"))
 
@@ -197,10 +205,7 @@ def test_a_run_shows_words_and_pictures_and_the_panel_follows(page: Page, host: 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_the_panel_is_readable_in_both_themes_and_when_narrow(page: Page, theme: str, tmp_path: Path) -> None:
-    page.resize(1440, 1180)
-    use_theme(page, theme)
-    toggle_panel(page)
-    wait_for_panel(page, "Last runs")
+    show_runs(page, theme, 1180)
     close_messages(page)
     for width in (480, 320):
         width_of_panel(page, width)
@@ -333,10 +338,7 @@ def gpu_status(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_what_a_gpu_shows_fits_into_the_narrow_panel(page: Page, theme: str, tmp_path: Path) -> None:
-    page.resize(1440, 1300)
-    use_theme(page, theme)
-    toggle_panel(page)
-    wait_for_panel(page, "Last runs")
+    show_runs(page, theme, 1300)
     for width in (480, 320):
         width_of_panel(page, width)
         page.wait_for(f"document.querySelector('{PANEL}').clientWidth <= {width}")

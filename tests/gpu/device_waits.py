@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from ltx2_two_stage.device_manager.switched import Switched
+from torch import Tensor
 
 
 @contextmanager
@@ -16,3 +18,20 @@ def waiting_is_an_error() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def switch_without_waiting(switched: Switched, x: Tensor, adapter: str) -> None:
+    """From the third time on, two stages and the switch between them leave the host free."""
+
+    def once() -> None:
+        with torch.inference_mode(), switched.use({adapter: 0.0}) as module:
+            module(x)
+            switched.prefetch({adapter: 1.0})
+            module(x)
+        with torch.inference_mode(), switched.use({adapter: 1.0}) as module:
+            module(x)
+
+    once()
+    once()
+    with waiting_is_an_error():
+        once()

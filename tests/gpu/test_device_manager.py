@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from device_waits import waiting_is_an_error
+from device_waits import switch_without_waiting
 from ltx2_two_stage.device_manager import host_memory
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.manager import DeviceManager
@@ -36,21 +36,7 @@ def test_merging_modes_run_on_merged_weights_bit_for_bit(cuda: torch.device, mod
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_switching_never_waits_for_the_device(cuda: torch.device, mode: Mode) -> None:
-    switched = Source().switched(mode, Streams(cuda))
-    x = torch.zeros(3, 8, device=cuda)
-
-    def once() -> None:
-        with torch.inference_mode(), switched.use({"distilled": 0.0}) as module:
-            module(x)
-            switched.prefetch({"distilled": 1.0})
-            module(x)
-        with torch.inference_mode(), switched.use({"distilled": 1.0}) as module:
-            module(x)
-
-    once()
-    once()
-    with waiting_is_an_error():
-        once()
+    switch_without_waiting(Source().switched(mode, Streams(cuda)), torch.zeros(3, 8, device=cuda), "distilled")
 
 
 @pytest.mark.parametrize("mode", SNAPSHOTS)

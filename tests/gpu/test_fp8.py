@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from device_waits import waiting_is_an_error
+from device_waits import switch_without_waiting
 from fp8_switching import Source, run
 from lora_stacks import MODES, Latents, request_for
 from lora_stacks import differences as differences_of
@@ -159,18 +159,4 @@ def test_every_mode_runs_on_its_weights_bit_for_bit(cuda: torch.device, mode: Mo
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_switching_never_waits_for_the_device(cuda: torch.device, mode: Mode, source: Source) -> None:
-    switched = source.switched(mode, Streams(cuda))
-    x = source.inputs(cuda)
-
-    def once() -> None:
-        with torch.inference_mode(), switched.use({"style": 0.0}) as module:
-            module(x)
-            switched.prefetch({"style": 1.0})
-            module(x)
-        with torch.inference_mode(), switched.use({"style": 1.0}) as module:
-            module(x)
-
-    once()
-    once()
-    with waiting_is_an_error():
-        once()
+    switch_without_waiting(source.switched(mode, Streams(cuda)), source.inputs(cuda), "style")

@@ -12,7 +12,7 @@ from typing import Any
 import av
 import pytest
 import torch
-from host_graphs import TEXTS, Prompt, loader, node
+from host_graphs import TEXTS, Prompt, loader, node, save_latent
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -78,15 +78,6 @@ STAGE_1: Prompt = {
 }
 
 
-def save(name: str, latent: list[Any]) -> Prompt:
-    """Both streams of a latent into files."""
-    return {
-        f"{name}_parts": node("LTXVSeparateAVLatent", av_latent=latent),
-        f"{name}_video": node("SaveLatent", samples=[f"{name}_parts", 0], filename_prefix=name),
-        f"{name}_audio": node("SaveLatent", samples=[f"{name}_parts", 1], filename_prefix=name),
-    }
-
-
 def load(name: str) -> Prompt:
     """What was saved under a name, as a latent that knows nothing of us."""
     return {
@@ -105,12 +96,19 @@ def finish(latent: list[Any], **refine: Any) -> Prompt:
     inputs = {"positive": ["text", 0], "latent": latent, "audio_source": "preset", **refine}
     return {
         "stage2": node("LTX2TwoStageRefine", pipeline=["loader", 0], **inputs),
-        **save("final", ["stage2", 1]),
+        **save_latent(["stage2", 1], "final_"),
         "decode": node("LTX2TwoStageDecode", pipeline=["stage2", 0], latent=["stage2", 1], fps=0.0),
         "film": node("SaveVideo", video=["decode", 2], filename_prefix="film", format="auto", codec="auto"),
     }
 
 
+WHOLE: Prompt = {
+    **STAGE_1,
+    **save_latent(["stage1", 1], "first_"),
+    **upsample(["stage1", 1]),
+    **save_latent(["up", 0], "up_"),
+    **finish(["up", 0]),
+}
 FOREIGN = {"preset": "two-stage", "fps": FPS, "seed": SEED}  # what Refine needs for a latent of other nodes
 
 
@@ -146,8 +144,7 @@ def distances(found: Latents, expected: Latents, name: str) -> list[float]:
 @pytest.fixture(scope="module")
 def alone(both: Any, host: Any) -> Latents:
     """A whole run of ours without their pack; its latents of stage 1 are in the input folder."""
-    prompt = {**STAGE_1, **save("first", ["stage1", 1]), **upsample(["stage1", 1]), **save("up", ["up", 0])}
-    return run(host, prompt | finish(["up", 0]), keep="first")
+    return run(host, WHOLE, keep="first")
 
 
 def test_no_node_of_either_pack_takes_the_place_of_another(both: Any, host: Any) -> None:
@@ -162,8 +159,7 @@ def test_no_node_of_either_pack_takes_the_place_of_another(both: Any, host: Any)
 
 
 def test_our_nodes_give_the_same_bits_with_and_without_their_pack(both: Any, alone: Latents) -> None:
-    prompt = {**STAGE_1, **save("first", ["stage1", 1]), **upsample(["stage1", 1]), **save("up", ["up", 0])}
-    found = run(both, prompt | finish(["up", 0]))
+    found = run(both, WHOLE)
     assert all(same(found, alone, name) for name in ("first", "up", "final"))
 
 
@@ -175,7 +171,7 @@ def with_adain(factor: float) -> Prompt:
         "big": node("LTXVSeparateAVLatent", av_latent=["up", 0]),
         "adain": node("LTXVAdainLatent", latents=["big", 0], reference=["parts", 0], factor=factor, per_frame=False),
         "joined": node("LTXVConcatAVLatent", video_latent=["adain", 0], audio_latent=["big", 1]),
-        **save("joined", ["joined", 0]),
+        **save_latent(["joined", 0], "joined_"),
         **finish(["joined", 0]),
     }
 
@@ -228,13 +224,13 @@ def test_a_prompt_goes_through_their_files(both: Any) -> None:
         name: node("LTXVSaveConditioning", conditioning=["text", index], filename=name, dtype="bfloat16")
         for index, name in enumerate(names)
     }
-    direct = run(both, {**STAGE_1, "loader": bfloat16, **written, **save("first", ["stage1", 1])})
+    direct = run(both, {**STAGE_1, "loader": bfloat16, **written, **save_latent(["stage1", 1], "first_")})
     read = {name: node("LTXVLoadConditioning", file_name=f"{name}.safetensors", device="cpu") for name in names}
 
     def with_texts(positive: str, negative: str) -> Latents:
         texts = {"positive": [positive, 0], "negative": [negative, 0]}
         stage1 = node("LTX2TwoStageDenoise", pipeline=["loader", 0], **texts, **CLIP)
-        return run(both, {"loader": bfloat16, **read, "stage1": stage1, **save("first", ["stage1", 1])})
+        return run(both, {"loader": bfloat16, **read, "stage1": stage1, **save_latent(["stage1", 1], "first_")})
 
     assert same(with_texts("positive", "negative"), direct, "first")
     assert not same(with_texts("negative", "positive"), direct, "first")
@@ -259,7 +255,7 @@ def sampled(guider: dict[str, Any], latent: str = "first", **changes: Any) -> Pr
             sigmas=["sigmas", 0],
             latent_image=[latent, 0],
         ),
-        **save("sampled", ["sampled", 0]),
+        **save_latent(["sampled", 0], "sampled_"),
         **changes,
     }
 
@@ -391,6 +387,6 @@ def test_their_guider_still_works_on_the_hosts_model_and_leaves_ours_alone(
     plain = run(both, sampled(CFG, model=own))
     assert max(distances(guided(0.0), plain, "sampled")) < 2e-5
     assert min(distances(guided(1.0), plain, "sampled")) > 0.1
-    again = {**STAGE_1, **save("again", ["stage1", 1])}
+    again = {**STAGE_1, **save_latent(["stage1", 1], "again_")}
     again["stage1"] = node("LTX2TwoStageDenoise", **{**STAGE_1["stage1"]["inputs"], "seed": SEED + 1})
     assert same(run(both, again), run(host, again), "again")

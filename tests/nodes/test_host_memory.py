@@ -18,20 +18,11 @@ import torch
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles
 from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
 from ltx2_two_stage.ltx2_core.types import Component, Phase
+from ltx2_two_stage.nodes import handle, residency
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).resolve().parents[2]
 
 
-def _outside_comfyui(name: str) -> Any:
-    """A module of ``nodes`` that needs no ComfyUI; the package around it does."""
-    package = types.ModuleType("ltx2_two_stage.nodes")
-    package.__path__ = [str(ROOT / "nodes")]
-    sys.modules.setdefault("ltx2_two_stage.nodes", package)
-    return importlib.import_module(f"ltx2_two_stage.nodes.{name}")
-
-
-handle, residency = _outside_comfyui("handle"), _outside_comfyui("residency")
 _spec = importlib.util.spec_from_file_location("memory_contract", Path(__file__).with_name("memory_contract.py"))
 assert _spec and _spec.loader
 contract = sys.modules["memory_contract"] = importlib.util.module_from_spec(_spec)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from ltx2_two_stage import nodes
 from ltx2_two_stage.device_manager.modes import MODE_NAMES
 from ltx2_two_stage.ltx2_core.loading.model_set import ModelFiles
 from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
@@ -49,12 +50,9 @@ class Host(types.ModuleType):
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    package = types.ModuleType("ltx2_two_stage.nodes")
-    package.__path__ = [str(ROOT / "nodes")]  # the package needs ComfyUI, these modules of it do not
-    sys.modules.setdefault("ltx2_two_stage.nodes", package)
     double = Host()
     monkeypatch.setitem(sys.modules, "ltx2_two_stage.nodes.host", double)
-    monkeypatch.setattr(sys.modules["ltx2_two_stage.nodes"], "host", double, raising=False)
+    monkeypatch.setattr(nodes, "host", double, raising=False)
     return double
 
 

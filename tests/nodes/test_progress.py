@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import types
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.protocols import Watching
+from ltx2_two_stage.nodes import progress
 from torch import Tensor
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _outside_comfyui(name: str) -> Any:
-    """A module of ``nodes`` that needs no ComfyUI; the package around it does."""
-    package = types.ModuleType("ltx2_two_stage.nodes")
-    package.__path__ = [str(ROOT / "nodes")]
-    sys.modules.setdefault("ltx2_two_stage.nodes", package)
-    return importlib.import_module(f"ltx2_two_stage.nodes.{name}")
-
-
-progress = _outside_comfyui("progress")
 
 
 class Interrupted(BaseException):

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import types
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def _request() -> Any:
-    package = types.ModuleType("ltx2_two_stage.nodes")
-    package.__path__ = [str(ROOT / "nodes")]  # the package itself needs ComfyUI
-    sys.modules.setdefault("ltx2_two_stage.nodes", package)
-    return importlib.import_module("ltx2_two_stage.nodes.request")
+from ltx2_two_stage.nodes.request import problem_when_queued
 
 
 @pytest.mark.parametrize(
@@ -33,7 +21,7 @@ def _request() -> Any:
     ],
 )
 def test_what_may_work_is_queued(inputs: dict[str, Any]) -> None:
-    assert _request().problem_when_queued(inputs) is None
+    assert problem_when_queued(inputs) is None
 
 
 @pytest.mark.parametrize(
@@ -51,4 +39,4 @@ def test_what_may_work_is_queued(inputs: dict[str, Any]) -> None:
     ],
 )
 def test_what_cannot_work_is_refused(inputs: dict[str, Any], problem: str) -> None:
-    assert problem in _request().problem_when_queued(inputs)
+    assert problem in problem_when_queued(inputs)
