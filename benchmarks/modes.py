@@ -41,6 +41,7 @@ class ModesBenchmark:
             prompt.
         modes: device modes, one after the other; the first is the one that others are compared with.
         caps_gb: then, for each, what auto does with the first size when this process may take only so much of the GPU.
+        precision: of the transformer's large linear layers.
     """
 
     generation: Variant
@@ -48,6 +49,7 @@ class ModesBenchmark:
     sizes: tuple[VideoSize, ...]
     modes: tuple[str, ...]
     caps_gb: tuple[float, ...] = ()
+    precision: str = "bf16"
 
     def request(self, models: SyntheticModels, size: VideoSize) -> GenerationRequest:
         recipe = official_recipe(self.recipe, self.generation, models.num_layers)
@@ -102,7 +104,7 @@ def _measure(
     Returns:
         For every size what was measured, and the last run's latents on the CPU.
     """
-    models = SyntheticModels(benchmark.generation)
+    models = SyntheticModels(benchmark.generation, precision=benchmark.precision)
     manager = open_manager(models, torch.device("cuda"), mode, max(sizes, key=lambda size: size.width * size.height))
     pipeline = Pipeline(models, manager)
     measured = []
@@ -114,7 +116,7 @@ def _measure(
         outcome, latents = _measure_runs(mode, pipeline, plan if size == sizes[0] else [plan[0], plan[2]])
         outcome = {
             "request": {"generation": models.generation, "recipe": full.recipe.name, **size._asdict(),
-                        "fps": full.fps, "dtype": str(models.dtype)},
+                        "fps": full.fps, "dtype": str(models.dtype), "precision": models.precision},
             "mode": manager.mode,
             "mode_reason": manager.mode_reason,
             **outcome,

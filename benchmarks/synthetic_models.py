@@ -142,19 +142,19 @@ class SyntheticModels:
         """Random weights, for memory on the GPU or on the host: the same in both."""
         for name, tensor in tensors.items():
             if name.endswith(_SCALE):
-                # Weights may come in groups: the scales are made from their weight's numbers, wherever that is
-                tensor.copy_(self._quantised(name.removesuffix("_scale"), tensor.device).scales.view_as(tensor))
+                # Weights may come in groups: the scales are made from their weight's numbers
+                tensor.copy_(self._quantised(name.removesuffix("_scale")).scales.view_as(tensor))
             elif tensor.dtype is FP8:
-                tensor.copy_(self._quantised(name, tensor.device).values)
+                tensor.copy_(self._quantised(name).values)
             else:
                 self._fill(name, tensor)
 
-    def _quantised(self, name: str, device: torch.device) -> Quantised:
-        """A linear layer's weight in fp8, with a scale for each output."""
+    def _quantised(self, name: str) -> Quantised:
+        """A linear layer's weight in fp8, with a scale for each output; made on the GPU where there is one."""
         if not self._shapes:
             layers = linear_layers(self.skeleton(Component.TRANSFORMER))
             self._shapes.update({f"{path}.weight": shape for path, shape in layers.items()})
-        weight = torch.empty(self._shapes[name], dtype=self.dtype, device=device)
+        weight = torch.empty(self._shapes[name], dtype=self.dtype, device=self._maker)
         self._fill(name, weight)
         return quantise_rows(weight)
 

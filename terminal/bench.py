@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modes", default=",".join(MODE_NAMES[1:]), metavar="M,M", help="device modes; the first is compared with"
     )
     modes.add_argument("--caps", default="", metavar="GB,GB", help="also: auto, held to so much GPU memory")
+    modes.add_argument("--precision", choices=_PRECISIONS, default="bf16", help="of the linears (default bf16)")
     load = benchmarks.add_parser("load", allow_abbrev=False, help="a checkpoint from disk into a host snapshot")
     _shared(load)
     load.add_argument("--file", type=Path, required=True, metavar="F", help="38 GB are written there, and stay")
@@ -138,7 +139,10 @@ def _modes(arguments: argparse.Namespace) -> Work:
     except ValueError as error:
         raise SettingError("caps", arguments.caps, "must be numbers of GB", "For example: --caps 60,48.") from error
     sizes = _sizes("sizes", arguments.sizes, arguments.frames)
-    work: Work = _benchmark("modes").ModesBenchmark(arguments.generation, arguments.recipe, sizes, modes, caps).run
+    benchmark = _benchmark("modes").ModesBenchmark(
+        arguments.generation, arguments.recipe, sizes, modes, caps, arguments.precision
+    )
+    work: Work = benchmark.run
     return work
 
 

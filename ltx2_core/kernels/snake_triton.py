@@ -2,7 +2,8 @@
 
 Memory is in channels-last order, in which the convolutions beside it are faster. A program takes a stretch of a few
 channels. It writes what the sine makes at twice the rate, with three samples more at each end, to a place of its own in
-memory, which the caches hold, and filters it from there.
+memory, which the caches hold, and filters it from there. The number of channels is known to the compiler no closer than
+whether 16 divides it: a vocoder has eleven of them, and each version of this kernel takes it most of a second.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from torch import Tensor
 TILE = 2048  # samples that a program takes, of all its channels together
 CHANNELS = 32  # that a program takes at most: what one access to memory brings in float32
 REACH = 3  # samples of the doubled signal's phases to each side that an output is made of
+WARPS = 4
 PAIRS = 6  # of taps: one filter for the even samples of the doubled signal, one for the odd ones
 
 
 @triton.jit(do_not_specialize=["length"])
 def _snake(
-    x, bias, alpha, beta, up, down, scratch, out, length, eps, C: tl.constexpr, BIASED: tl.constexpr,
-    REACH: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x, bias, alpha, beta, up, down, scratch, out, length, C, eps, BIASED: tl.constexpr, REACH: tl.constexpr,
+    PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     parts = tl.cdiv(C, BLOCK)
     item = tl.program_id(0) // parts
@@ -93,7 +95,7 @@ def anti_aliased_snake(
     grid = batch * triton.cdiv(channels, block), triton.cdiv(length, rows - 2 * REACH)
     scratch = torch.empty(grid[0] * grid[1] * 2 * rows * block, dtype=torch.float32, device=x.device)
     _snake[grid](
-        x, x if bias is None else bias, alpha, beta, up, down, scratch, out, length, eps, C=channels,
-        BIASED=bias is not None, REACH=REACH, PAIRS=PAIRS, ROWS=rows, BLOCK=block, num_warps=4,
+        x, x if bias is None else bias, alpha, beta, up, down, scratch, out, length, channels, eps,
+        BIASED=bias is not None, REACH=REACH, PAIRS=PAIRS, ROWS=rows, BLOCK=block, num_warps=WARPS,
     )  # fmt: skip
     return out.transpose(1, 2)

@@ -20,6 +20,8 @@ MULTIPLE = 16
 WIDE, LEAST_ROWS_OF_WIDE = 16_384, 256
 # Numbers that are in float32 at a time: 32 MB, and some copies of them, beside weights that fill the GPU
 _PART = 2**23
+# On the host: what stays in a processor's caches. Two cores quantise 2.5 GB/s in such parts and 0.3 in larger ones
+_CPU_PART = 2**20
 
 
 class ScaledLinear(nn.Linear):
@@ -119,5 +121,5 @@ def quantise_into(weight: Tensor | None, scale: Tensor | None, rows: Tensor) -> 
 
 def row_parts(weight: Tensor) -> Iterator[slice]:
     """Slices of a weight's rows, each of a size that may be in float32 beside it."""
-    count = max(1, _PART // weight.shape[1])
+    count = max(1, (_PART if weight.is_cuda else _CPU_PART) // weight.shape[1])
     return (slice(begin, begin + count) for begin in range(0, len(weight), count))
