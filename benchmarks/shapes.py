@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx2_core.models.text.config import TEXT_TOKENS
-from ..ltx2_core.models.transformer.graphs import GraphedCalls
+from ..ltx2_core.models.transformer.graphs import LEAST_CALLS, GraphedCalls
 from ..ltx2_core.models.transformer.positions import audio_positions, video_positions
-from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, Recipe, official_recipe
+from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, STAGE_2_SIGMAS, Recipe, official_recipe
 from ..ltx2_core.sampling.evaluate import GuidedModel
 from ..ltx2_core.sampling.passes import Call, Role, plan_calls
 from ..ltx2_core.sampling.state import StreamState
@@ -39,12 +39,14 @@ class Shape:
         size: of the stage's own picture in pixels.
         what: which step it is, in words.
         recipe: whose guided stage-1 step is made; None: one plain pass.
+        stage: of 2, which repeats its step three times; stage 1 often.
     """
 
     name: str
     size: VideoSize
     what: str
     recipe: str | None = None
+    stage: int = 1
 
     def settings(self, models: SyntheticModels) -> tuple[Guidance, bool]:
         """What the step is guided by, and whether its passes run one after the other."""
@@ -52,6 +54,11 @@ class Shape:
             return Guidance(), False
         recipe: Recipe = official_recipe(self.recipe, models.generation, models.num_layers)
         return recipe.guidance, recipe.separate_passes
+
+    @property
+    def calls_in_stage(self) -> int:
+        """About how many such steps the stage has."""
+        return LEAST_CALLS if self.stage == 1 else len(STAGE_2_SIGMAS) - 1
 
     def calls(self, models: SyntheticModels) -> tuple[Call, ...]:
         guidance, separate = self.settings(models)
@@ -79,10 +86,10 @@ SHAPES: Mapping[str, Shape] = {
     for shape in (
         Shape("A1", _size(384, 256), "stage 1 of 768x512, one pass"),
         Shape("A4", _size(384, 256), "stage 1 of 768x512, its four guided passes", "two-stage"),
-        Shape("B", _size(768, 512), "stage 2 of 768x512"),
+        Shape("B", _size(768, 512), "stage 2 of 768x512", stage=2),
         Shape("C3", _size(960, 544), "stage 1 of 1920x1088 by hq, three guided passes", "hq"),
-        Shape("E2", _size(1536, 1024), "stage 2 of 1536x1024"),
-        Shape("D", _size(1920, 1088), "stage 2 of 1920x1088"),
+        Shape("E2", _size(1536, 1024), "stage 2 of 1536x1024", stage=2),
+        Shape("D", _size(1920, 1088), "stage 2 of 1920x1088", stage=2),
     )
 }
 
@@ -185,8 +192,8 @@ class Inputs:
 
         with torch.inference_mode():
             model(recorder)(*states, SIGMA, 0)
-        # Graphs, as a stage has them: from the third call on; the calls of the DiT alone are launched one by one
-        return Step(model(GraphedCalls(transformer)), states, transformer, recorder.calls)
+        # Graphs, where a stage has them: from the third call on; the calls of the DiT alone are launched one by one
+        return Step(model(GraphedCalls(transformer, shape.calls_in_stage)), states, transformer, recorder.calls)
 
 
 class _Recorder:

@@ -129,7 +129,6 @@ _HQ = Recipe(
     schedule_tokens=None,
     sampler="res_2s",
     distilled_strength=(0.25, 0.5),
-    separate_passes=True,
     allows_stg=False,
 )
 _DISTILLED = Recipe(

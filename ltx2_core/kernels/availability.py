@@ -65,6 +65,12 @@ def _installed() -> bool:
 
 
 @lru_cache(maxsize=8)
+def converts_fp8(device: torch.device) -> bool:
+    """Whether Triton's kernels read and write float8_e4m3fn on this GPU: NVIDIA, compute capability 8.9 or newer."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+@lru_cache(maxsize=8)
 def has_fp8_matmul(device: torch.device) -> bool:
     """Whether the GPU multiplies fp8 matrices with a scale per row: NVIDIA, compute capability 9.0 or newer."""
     if device.type != "cuda" or torch.version.hip is not None:

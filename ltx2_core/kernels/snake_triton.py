@@ -16,7 +16,7 @@ from torch import Tensor
 TILE = 2048  # samples that a program takes, of all its channels together
 CHANNELS = 32  # that a program takes at most: what one access to memory brings in float32
 REACH = 3  # samples of the doubled signal's phases to each side that an output is made of
-WARPS = 4
+WARPS = 8
 PAIRS = 6  # of taps: one filter for the even samples of the doubled signal, one for the odd ones
 
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..models.scaled_linear import FP8, ScaledLinear, quantise_into, row_parts
+from ..models.scaled_linear import FP8, ScaledLinear, merge_into
 from .lora_file import LoRAFile, LoRATarget, LoRAWeights, check_fit
 
 __all__ = [
@@ -145,23 +145,10 @@ def merge(model: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[st
         active = {n: s * layer.lora_alpha[n] / layer.r[n] for n, s in strengths.items() if n in layer.scaling and s}
         changes = [(layer.lora_B[n].weight, layer.lora_A[n].weight, factor) for n, factor in active.items()]
         if weight.dtype is FP8 and changes:
-            _merge_scaled(weight, weights[f"{path}_scale"], changes)
+            merge_into(weight, weights[f"{path}_scale"], changes)
             continue
         for up, down, factor in changes:
             weight.addmm_(up, down, alpha=factor)
-
-
-def _merge_scaled(weight: Tensor, scale: Tensor, changes: Sequence[tuple[Tensor, Tensor, float]]) -> None:
-    """Adds ``factor * up @ down`` to the rows of an fp8 weight (out, in) with scales (out,).
-
-    A product is rounded to the matrices' dtype before it is added in float32: next to fp8's steps that is nothing, and
-    in float32 it would take ten times as long.
-    """
-    for part in row_parts(weight):
-        rows = weight[part].float() * scale[part, None]
-        for up, down, factor in changes:
-            rows.add_(up[part] @ down, alpha=factor)
-        quantise_into(weight[part], scale[part], rows)
 
 
 def delta_weight(layer: Any, adapter: str, strength: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from ..kernels.availability import has_fp8_matmul
 from ..kernels.quantise import FP8, FP8_MAX, Quantised, quantise_rows
+from ..kernels.scaled_merge import Change, can_merge, merge_rows
 from .scaled_weights import dequantised
 
-__all__ = ["FP8", "FP8_MAX", "ScaledLinear", "quantise_into", "row_parts", "scale_layers"]
+__all__ = ["FP8", "FP8_MAX", "ScaledLinear", "merge_into", "quantise_into", "scale_layers"]
 
 # Of both sizes, in the fp8 product of NVIDIA GPUs
 MULTIPLE = 16
@@ -111,7 +112,7 @@ def quantise_into(weight: Tensor | None, scale: Tensor | None, rows: Tensor) -> 
         scale: (out,) float32; None leaves it out.
         rows: (out, in) of any floating-point dtype.
     """
-    for part in row_parts(rows):
+    for part in _row_parts(rows):
         values, scales = quantise_rows(rows[part])
         if weight is not None:
             weight[part] = values
@@ -119,7 +120,28 @@ def quantise_into(weight: Tensor | None, scale: Tensor | None, rows: Tensor) -> 
             scale[part] = scales[:, 0].to(scale.device)
 
 
-def row_parts(weight: Tensor) -> Iterator[slice]:
+def merge_into(weight: Tensor, scale: Tensor, changes: Sequence[Change]) -> None:
+    """Adds ``factor * up @ down`` to what an fp8 weight stands for, and quantises it anew, in place.
+
+    A product is rounded to the matrices' dtype before it is added in float32: next to fp8's steps that is nothing, and
+    in float32 it would take ten times as long.
+
+    Args:
+        weight: (out, in) float8_e4m3fn.
+        scale: (out,) float32.
+        changes: up (out, rank), down (rank, in) and factor of each.
+    """
+    if can_merge(weight, scale):
+        merge_rows(weight, scale, changes)
+        return
+    for part in _row_parts(weight):
+        rows = weight[part].float() * scale[part, None]
+        for up, down, factor in changes:
+            rows.add_(up[part] @ down, alpha=factor)
+        quantise_into(weight[part], scale[part], rows)
+
+
+def _row_parts(weight: Tensor) -> Iterator[slice]:
     """Slices of a weight's rows, each of a size that may be in float32 beside it."""
     count = max(1, (_PART if weight.is_cuda else _CPU_PART) // weight.shape[1])
     return (slice(begin, begin + count) for begin in range(0, len(weight), count))

@@ -29,7 +29,7 @@ The guided 2.3 recipes have L = 48 and b = 28: 164 block evaluations a step inst
 Separate passes need the least memory: one item at a time. To branch there too, the conditional call would have to hand
 out both streams' tokens before block b and the perturbed call to begin with them: about one more item's tokens, and a
 second way into the DiT. To share the text's keys and values between calls, those of all blocks would have to be kept:
-1.2 GB in bfloat16 for the 1024 text tokens. The recipe that runs separately, HQ, has no perturbed pass.
+1.2 GB in bfloat16 for the 1024 text tokens. No recipe runs separately unless it is asked to.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def denoise_stage(
 
         with residency.use(Component.TRANSFORMER, plan.phase, adapters) as transformer:
             model: Evaluate = GuidedModel(
-                GraphedCalls(transformer),
+                GraphedCalls(transformer, plan.steps),
                 positive,
                 negative,
                 plan.guidance,

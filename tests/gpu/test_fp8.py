@@ -18,12 +18,14 @@ from lora_stacks import run as run_stages
 from ltx2_two_stage.assembly import open_manager
 from ltx2_two_stage.device_manager.modes import Mode
 from ltx2_two_stage.device_manager.streams import Streams
+from ltx2_two_stage.ltx2_core.kernels import scaled_merge
 from ltx2_two_stage.ltx2_core.kernels.availability import has_fp8_matmul
 from ltx2_two_stage.ltx2_core.kernels.quantise import quantise_rows
 from ltx2_two_stage.ltx2_core.loading.lora import linear_layers
 from ltx2_two_stage.ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.precision import quantisable
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, full_size_config, write_tiny
+from ltx2_two_stage.ltx2_core.models import scaled_linear
 from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear, quantise_into, scale_layers
 from ltx2_two_stage.ltx2_core.models.transformer.config import TransformerConfig
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
@@ -73,6 +75,36 @@ def test_products(fp8: torch.device, rows: int, sizes: tuple[int, int]) -> None:
     assert layer(x).shape == exact.shape
     assert relative(layer(x), exact) < PRODUCT
     assert torch.equal(layer(x), layer(came))
+
+
+@pytest.mark.parametrize("sizes", [(4096, 4096), (4096, 16384), (2048, 80)])
+@pytest.mark.parametrize("loras", [1, 2])
+def test_merging_in_one_kernel_equals_pytorchs(
+    cuda: torch.device, sizes: tuple[int, int], loras: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where float32 sums in another order round another way."""
+    generator = torch.Generator(cuda).manual_seed(0)
+    out, width = sizes
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=cuda).bfloat16()
+
+    stored = quantise_rows(numbers(out, width) / 50)
+    changes = [(numbers(out, 32), numbers(32, width) / 500, 0.8 - index) for index in range(loras)]
+
+    def merged() -> tuple[Tensor, Tensor]:
+        weight, scale = stored.values.clone(), stored.scales[:, 0].clone()
+        scaled_linear.merge_into(weight, scale, changes)
+        return weight, scale
+
+    if not scaled_merge.can_merge(stored.values, stored.scales[:, 0]):
+        pytest.skip("no fused kernels for fp8 weights on this GPU")
+    fused = merged()
+    monkeypatch.setattr(scaled_linear, "can_merge", lambda weight, scale: False)
+    eager = merged()
+    torch.testing.assert_close(fused[1], eager[1], rtol=1e-6, atol=0)
+    assert float((fused[0].view(torch.uint8) != eager[0].view(torch.uint8)).double().mean()) < 1e-3
+    assert relative(fused[0].float() * fused[1][:, None], eager[0].float() * eager[1][:, None]) < 1e-3
 
 
 def quantise_layers(stage: TinyStage, full_precision: bool = False) -> int:

@@ -19,6 +19,9 @@ logger = logging.getLogger("ltx2.kernels")
 # 111 ms as it is, the time that Python takes to launch it. With 6,144 rows both take the same, and Python 65 to 190 ms
 # of 260 to 340, which a slower CPU may not have; a graph keeps its own activations, 0.7 GB of these
 MOST_ROWS = 8_192
+# Calls of a kind from which one is captured. Capturing takes Python three quarters of a call's time, and the GPU may
+# have to wait; a replay gives back what Python takes longer than the GPU: a quarter at 1,536 tokens, nothing at 6,144
+LEAST_CALLS = 6
 
 Velocities = tuple[Tensor | None, Tensor | None]
 
@@ -35,10 +38,15 @@ class GraphedCalls:
 
     Weights, texts and rotary tables stay where they are as long as a stage lasts; an instance must not outlive it. What
     waits for weights before a block (forward pre-hooks) is called before every replay, for all blocks.
+
+    Args:
+        transformer: the DiT.
+        calls: about how many calls of a kind there will be.
     """
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, calls: int = LEAST_CALLS) -> None:
         self.transformer = transformer
+        self._enough = calls >= LEAST_CALLS
         self._seen: set[Hashable] = set()
         self._captured: dict[Hashable, _Captured] = {}
         self._pool: Any = None
@@ -92,7 +100,8 @@ class GraphedCalls:
     def _pays(self, streams: Sequence[StreamInput], items: Sequence[BatchItem]) -> bool:
         latent = max((stream.latent for stream in streams), key=lambda tokens: tokens.shape[1])
         rows = latent.shape[1] * max(latent.shape[0], len(items))
-        return latent.is_cuda and torch.version.hip is None and rows <= MOST_ROWS and fused(latent)
+        possible = latent.is_cuda and torch.version.hip is None and fused(latent)
+        return possible and self._enough and rows <= MOST_ROWS
 
     def _capture(
         self,
