@@ -48,6 +48,8 @@ class LoadableModels(Models, Protocol):
 
     def adapter_bytes(self) -> int: ...
 
+    def text_states_bytes(self) -> int: ...
+
 
 def check_device_mode(setting: str | None) -> None:
     """Raises :class:`SettingError` when the setting, or the environment variable, names no mode."""
@@ -182,7 +184,7 @@ def _facts(models: LoadableModels, device: torch.device, size: VideoSize, pinnin
         lora_bytes=models.adapter_bytes(),
         activation_bytes=activation_bytes(models, size),
         text_encoder_bytes=models.component_bytes(Component.TEXT_ENCODER),
-        text_work_bytes=models.component_bytes(Component.TEXT_CONNECTOR),
+        text_work_bytes=models.component_bytes(Component.TEXT_CONNECTOR) + models.text_states_bytes(),
         other_bytes=sum(models.component_bytes(c) for c in others),
     )
 

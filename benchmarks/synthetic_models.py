@@ -197,6 +197,9 @@ class SyntheticModels:
         layers = linear_layers(self.skeleton(Component.TRANSFORMER)).values()
         return sum(min(LORA_RANK, *shape) * sum(shape) * self.dtype.itemsize for shape in layers)
 
+    def text_states_bytes(self) -> int:
+        return self.text.longest_pair * self.dtype.itemsize
+
     def build(self, component: Component, device: torch.device) -> nn.Module:
         """A component with random weights, made on the GPU where there is one and brought to ``device``."""
         if component is Component.TEXT_ENCODER:

@@ -44,7 +44,7 @@ class Facts:
         lora_bytes: the matrices of the distilled LoRA and the user's.
         activation_bytes: the most that denoising or decoding needs beside weights, at the requested size.
         text_encoder_bytes: the text encoder's weights.
-        text_work_bytes: what encoding needs beside them: connectors and hidden states.
+        text_work_bytes: what encoding needs beside them: connectors and all its states.
         other_bytes: VAEs, vocoder and upsampler; in ``SMALL_MODES`` they are on the GPU only while needed.
     """
 
@@ -91,10 +91,11 @@ def safety_margin(facts: Facts) -> int:
 
 def planned_peak(mode: Mode, text_encoder: TextPlacement, facts: Facts) -> int:
     """Bytes on the GPU at the worst moment: encoding, merging, computing a stage, or decoding."""
-    stays = facts.text_encoder_bytes if text_encoder == "stay" else 0
-    # The connectors run after the encoder, so a streamed encoder's window is gone by then
-    window = 0 if text_encoder == "stay" else -(-facts.text_encoder_bytes // TEXT_WINDOW)
-    encoding = max(facts.text_work_bytes, window)
+    if text_encoder == "stay":  # the connectors do too
+        stays, encoding = facts.text_encoder_bytes + facts.text_work_bytes, 0
+    else:
+        # The connectors run after the encoder, so a streamed encoder's window is gone by then
+        stays, encoding = 0, max(facts.text_work_bytes, -(-facts.text_encoder_bytes // TEXT_WINDOW))
     dit, lora, activation = facts.dit_bytes, facts.lora_bytes, facts.activation_bytes
     if mode is not Mode.ORIGINAL:
         lora = -(-lora // LORA_WINDOW)

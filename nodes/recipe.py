@@ -142,7 +142,7 @@ class Recipe(io.ComfyNode):
                     default=FROM_PRESET,
                     optional=True,
                     tooltip="Guidance passes as one batch, or one after the other, which is slower and needs less "
-                    "memory. preset: separate for hq, else together.",
+                    "memory. preset: together.",
                     extra_dict={"advanced": True},
                 ),
             ],

@@ -274,6 +274,10 @@ class ModelSet:
         files = {adapter.name: adapter.lora for adapter in self.adapters}
         return sum(lora.parameters for lora in files.values()) * self.dtype.itemsize
 
+    def text_states_bytes(self) -> int:
+        """Bytes of the text encoder's states of a prompt and a negative one, both as long as can be."""
+        return self.text.longest_pair * self.dtype.itemsize
+
     def adapter_strengths(self, phase: Phase, distilled_strength: tuple[float, float]) -> Mapping[str, float]:
         """Strength of every adapter in a denoising stage; empty in the other phases, which change none.
 

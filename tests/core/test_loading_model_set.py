@@ -106,6 +106,9 @@ def test_the_facts_come_from_the_files(tiny: TinyFiles) -> None:
     assert models.text.num_states == models.gemma.num_layers + 1
     assert set(models.file_names) == {"checkpoint", "gemma", "upsampler", "distilled_lora", "lora_1"}
     assert models.tokenizer().encode("a dog barks").ids
+    assert (
+        models.text_states_bytes() == 2 * 1024 * models.text.text_width * models.text.num_states * models.dtype.itemsize
+    )
     assert models.component_bytes(Component.TEXT_ENCODER) == sum(
         parameter.nbytes for parameter in models.build(Component.TEXT_ENCODER, "cpu").parameters()
     )

@@ -54,6 +54,11 @@ class TextConfig:
     video: ConnectorConfig
     audio: ConnectorConfig
 
+    @property
+    def longest_pair(self) -> int:
+        """Numbers in the states of a prompt and a negative one, both as long as can be."""
+        return 2 * TEXT_TOKENS * self.text_width * self.num_states
+
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any], projection_inputs: int | None = None) -> TextConfig:
         """Reads the ``connector_*`` and ``caption_*`` keys of ``config["transformer"]`` (fact sheet 1.3 and 3.3).
