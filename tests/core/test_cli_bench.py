@@ -23,6 +23,7 @@ from ltx2_two_stage.ltx2_core.types import Component
         (["modes", "--caps", "60,much"], "caps = '60,much': must be numbers of GB"),
         (["modes", "--sizes", "768x512x121"], "sizes = '768x512x121': must be WxH"),
         (["modes", "--sizes", "768"], "sizes = '768': must be WxH"),
+        (["modes", "--precision", "fp4"], "invalid choice: 'fp4'"),
         (["modes", "--recipe", "fast"], "invalid choice: 'fast'"),
         (["load"], "the following arguments are required: --file"),
         ([], "required: BENCHMARK"),

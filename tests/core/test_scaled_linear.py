@@ -108,7 +108,7 @@ def test_quantising_part_by_part_gives_the_same(monkeypatch: pytest.MonkeyPatch)
     rows[5] = 0
     whole = scaled()
     quantise_into(whole.weight, whole.weight_scale, rows)
-    monkeypatch.setattr(scaled_linear, "_PART", 7 * IN)
+    monkeypatch.setattr(scaled_linear, "_CPU_PART", 7 * IN)
     parts = scaled()
     quantise_into(None, parts.weight_scale, rows)
     quantise_into(parts.weight, None, rows)
@@ -209,7 +209,7 @@ def test_a_layer_with_a_lora_takes_its_input_as_it_is(product: None, loras: list
 def test_merged_weights_are_the_float32_sum_quantised_anew(
     loras: list[tuple[str, LoRAFile]], monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(scaled_linear, "_PART", part)
+    monkeypatch.setattr(scaled_linear, "_CPU_PART", part)
     model = Pair()
     strengths = {"one": 0.7, "two": -0.4}
     expected = wide_sum(model, loras, strengths)

@@ -90,6 +90,14 @@ def test_large_calls_are_not_captured(stage: TinyStage, monkeypatch: pytest.Monk
     assert not model.transformer._captured
 
 
+def test_few_calls_are_not_captured(stage: TinyStage) -> None:
+    model = stage.guided(standard_guidance(1))
+    model.transformer = GraphedCalls(model.transformer, graphs.LEAST_CALLS - 1)
+    for step, sigma in enumerate(SIGMAS):
+        model(stage.video, stage.audio, sigma, step)
+    assert not model.transformer._captured
+
+
 def test_what_cannot_be_captured_runs_as_it_is(stage: TinyStage, caplog: pytest.LogCaptureFixture) -> None:
     expected = results(stage, False)
 
