@@ -54,12 +54,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-@lru_cache(maxsize=1)
-def installed_flash() -> tuple[str, Kernel] | None:
-    """The newest FlashAttention that can be imported, by name, taking and giving (B, heads, T, head_dim)."""
+def check_setting() -> None:
+    """Raises :class:`SettingError` where :data:`VARIABLE` is no choice, or asks for what is not installed."""
+    if _setting() == "flash":
+        installed_flash()
+
+
+def _setting() -> str:
     setting = os.environ.get(VARIABLE, "auto")
     if setting not in SETTINGS:
         raise SettingError(VARIABLE, setting, "is no choice of attention", f"Choose from: {', '.join(SETTINGS)}.")
+    return setting
+
+
+@lru_cache(maxsize=1)
+def installed_flash() -> tuple[str, Kernel] | None:
+    """The newest FlashAttention that can be imported, by name, taking and giving (B, heads, T, head_dim)."""
+    setting = _setting()
     if setting == "sdpa":
         return None
     for module in ("flash_attn.cute", "flash_attn_interface", "flash_attn"):

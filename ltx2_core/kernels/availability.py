@@ -49,10 +49,15 @@ def runs_on(device: torch.device) -> bool:
 
 @lru_cache(maxsize=1)
 def _wanted() -> bool:
+    return check_setting() != "eager"
+
+
+def check_setting() -> str:
+    """What :data:`VARIABLE` says; raises :class:`SettingError` where that is no choice."""
     setting = os.environ.get(VARIABLE, "auto")
     if setting not in SETTINGS:
         raise SettingError(VARIABLE, setting, "is no choice of kernels", f"Choose from: {', '.join(SETTINGS)}.")
-    return setting != "eager"
+    return setting
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from ..errors import SettingError
 from ..media.image import load_image
+from ..models.kernel_settings import check_kernel_settings
 from ..protocols import Models
 from ..recipes import SAMPLERS, AudioSource, Recipe
 from ..request import GenerationRequest
@@ -24,7 +25,8 @@ _MOST_SCHEDULE_TOKENS = 1_000_000
 
 
 def validate(models: Models, request: GenerationRequest) -> None:
-    """Raises :class:`SettingError` for the first setting that cannot work with the loaded models."""
+    """Raises :class:`SettingError` for the first setting that cannot work with the loaded models, or here."""
+    check_kernel_settings()
     check_size(request.width, request.height, request.frames, request.fps, request.recipe.stages, models.scale)
     _check_sound(models, request)
     check_prompt(request.prompt)

@@ -147,6 +147,15 @@ def test_settings(
         assert part in error
 
 
+@pytest.mark.parametrize(("variable", "value"), [("LTX2_KERNELS", "fast"), ("LTX2_ATTENTION", "faster")])
+def test_variables(
+    world: World, variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    error = refused(world.options(), capsys)
+    assert f"{variable} = '{value}'" in error and "Choose from: auto" in error
+
+
 @pytest.mark.parametrize(
     "option", ["checkpoint", "gemma", "upsampler", "distilled_lora", "video_vae", "audio_vae", "text_projection"]
 )
