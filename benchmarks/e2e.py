@@ -73,14 +73,14 @@ class E2EBenchmark:
             largest = max(self.sizes, key=lambda size: size.width * size.height)
             manager = open_manager(models, device, self.mode, largest)
             pipeline = Pipeline(models, manager)
-            for number, size in enumerate(self.sizes):
+            for size in self.sizes:
                 row: JSON = {
                     "recipe": self.recipe,
                     "size": list(size),
                     "precision": precision,
                     "mode": manager.mode,
                     "mode_reason": manager.mode_reason,
-                    "first_of_process": number == 0,
+                    "first_of_process": not figures["rows"],
                 }
                 figures["rows"].append(row)
                 latents = self._runs(models, pipeline, size, row, deadline, lambda: save(figures))

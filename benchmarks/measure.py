@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -43,7 +44,18 @@ def machine(device: torch.device | None = None) -> JSON:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "triton": installed_version("triton"),
+        "flash_attention": next(filter(None, map(installed_version, ("flash-attn-4", "flash-attn"))), None),
+        "processor": _processor(),
     }
+
+
+def _processor() -> str:
+    """Its name and how many of it there are."""
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{os.cpu_count()} x {names[0].partition(':')[2].strip() if names else platform.machine()}"
 
 
 def installed_version(package: str) -> str | None:

@@ -83,6 +83,9 @@ class RecipeChoice:
         )
         if not official.allows_stg:
             _check_without_stg(official, guidance)
+        if self.separate_passes and guidance == Guidance():
+            problem = "nothing is guided, so that a step has one pass"
+            raise SettingError("guidance-passes", "separate", problem, "Leave it out, or choose another recipe.")
         sigmas = official.sigmas if self.sigmas is None else self.sigmas
         tokens = official.schedule_tokens if self.schedule_tokens is None else self.schedule_tokens or None
         return replace(

@@ -107,7 +107,7 @@ def bench(arguments: argparse.Namespace) -> None:
         SettingError: a value is unusable, or there is no GPU.
     """
     if not arguments.out.parent.is_dir():
-        raise SettingError("out", arguments.out, "lies in a folder that does not exist", "Make the folder first.")
+        raise SettingError("out", str(arguments.out), "lies in a folder that does not exist", "Make the folder first.")
     work = _WORK[arguments.benchmark](arguments)
     _require_gpu()
 
@@ -138,6 +138,8 @@ def _modes(arguments: argparse.Namespace) -> Work:
         caps = tuple(float(cap) for cap in filter(None, arguments.caps.split(",")))
     except ValueError as error:
         raise SettingError("caps", arguments.caps, "must be numbers of GB", "For example: --caps 60,48.") from error
+    if any(not cap > 0 for cap in caps):
+        raise SettingError("caps", arguments.caps, "must be numbers of GB above 0", "For example: --caps 60,48.")
     sizes = _sizes("sizes", arguments.sizes, arguments.frames)
     benchmark = _benchmark("modes").ModesBenchmark(
         arguments.generation, arguments.recipe, sizes, modes, caps, arguments.precision

@@ -61,7 +61,7 @@ def check_setting() -> None:
 
 
 def _setting() -> str:
-    setting = os.environ.get(VARIABLE, "auto")
+    setting = os.environ.get(VARIABLE) or "auto"
     if setting not in SETTINGS:
         raise SettingError(VARIABLE, setting, "is no choice of attention", f"Choose from: {', '.join(SETTINGS)}.")
     return setting

@@ -21,6 +21,7 @@ from ltx2_two_stage.ltx2_core.types import Component
     [
         (["modes", "--modes", "resident,fast"], "modes = 'fast': is no device mode"),
         (["modes", "--caps", "60,much"], "caps = '60,much': must be numbers of GB"),
+        (["modes", "--caps", "60,-3"], "caps = '60,-3': must be numbers of GB above 0"),
         (["modes", "--sizes", "768x512x121"], "sizes = '768x512x121': must be WxH"),
         (["modes", "--sizes", "768"], "sizes = '768': must be WxH"),
         (["modes", "--precision", "fp4"], "invalid choice: 'fp4'"),

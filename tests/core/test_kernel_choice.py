@@ -109,6 +109,13 @@ def test_unknown_settings_are_refused(monkeypatch: pytest.MonkeyPatch, variable:
         decide()
 
 
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in (availability.VARIABLE, attention.VARIABLE):
+        monkeypatch.setenv(variable, "")
+    assert availability.check_setting() == "auto"
+    attention.check_setting()
+
+
 @pytest.mark.parametrize("name", ["flash_attn.cute", "flash_attn_interface", "flash_attn"])
 def test_flash_attention_is_found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     called = pretend_flash(monkeypatch, name)

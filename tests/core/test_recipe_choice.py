@@ -128,6 +128,7 @@ def test_no_number_of_a_recipe_is_out_of_reach() -> None:
         ("distilled", {"steps": 4}, "steps"),
         ("two-stage", {"sigmas": (1.0, 0.5, 0.0), "steps": 3}, "steps"),
         ("distilled", {"schedule_tokens": 4096}, "schedule-tokens"),
+        ("distilled", {"separate_passes": True}, "guidance-passes"),
         ("two-stage", {"sigmas": (1.0, 0.0), "schedule_tokens": 99}, "schedule-tokens"),
         ("one-stage", {"distilled_strength": (None, 0.5)}, "distilled-strength"),
         ("one-stage", {"refine_sigmas": STAGE_2_SIGMAS}, "refine-sigmas"),
