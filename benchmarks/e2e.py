@@ -80,7 +80,6 @@ class E2EBenchmark:
                     "precision": precision,
                     "mode": manager.mode,
                     "mode_reason": manager.mode_reason,
-                    "first_of_process": not figures["rows"],
                 }
                 figures["rows"].append(row)
                 latents = self._runs(models, pipeline, size, row, deadline, lambda: save(figures))

@@ -39,14 +39,14 @@ class Shape:
         size: of the stage's own picture in pixels.
         what: which step it is, in words.
         recipe: whose guided stage-1 step is made; None: one plain pass.
-        stage: of 2, which repeats its step three times; stage 1 often.
+        repeats: about how often the stage makes it.
     """
 
     name: str
     size: VideoSize
     what: str
     recipe: str | None = None
-    stage: int = 1
+    repeats: int = LEAST_CALLS
 
     def settings(self, models: SyntheticModels) -> tuple[Guidance, bool]:
         """What the step is guided by, and whether its passes run one after the other."""
@@ -54,11 +54,6 @@ class Shape:
             return Guidance(), False
         recipe: Recipe = official_recipe(self.recipe, models.generation, models.num_layers)
         return recipe.guidance, recipe.separate_passes
-
-    @property
-    def calls_in_stage(self) -> int:
-        """About how many such steps the stage has."""
-        return LEAST_CALLS if self.stage == 1 else len(STAGE_2_SIGMAS) - 1
 
     def calls(self, models: SyntheticModels) -> tuple[Call, ...]:
         guidance, separate = self.settings(models)
@@ -81,15 +76,17 @@ def _size(width: int, height: int, frames: int = DEFAULT_FRAMES) -> VideoSize:
     return VideoSize(frames, height, width)
 
 
+_REFINING = len(STAGE_2_SIGMAS) - 1
+
 SHAPES: Mapping[str, Shape] = {
     shape.name: shape
     for shape in (
         Shape("A1", _size(384, 256), "stage 1 of 768x512, one pass"),
         Shape("A4", _size(384, 256), "stage 1 of 768x512, its four guided passes", "two-stage"),
-        Shape("B", _size(768, 512), "stage 2 of 768x512", stage=2),
+        Shape("B", _size(768, 512), "stage 2 of 768x512", repeats=_REFINING),
         Shape("C3", _size(960, 544), "stage 1 of 1920x1088 by hq, three guided passes", "hq"),
-        Shape("E2", _size(1536, 1024), "stage 2 of 1536x1024", stage=2),
-        Shape("D", _size(1920, 1088), "stage 2 of 1920x1088", stage=2),
+        Shape("E2", _size(1536, 1024), "stage 2 of 1536x1024", repeats=_REFINING),
+        Shape("D", _size(1920, 1088), "stage 2 of 1920x1088", repeats=_REFINING),
     )
 }
 
@@ -193,7 +190,7 @@ class Inputs:
         with torch.inference_mode():
             model(recorder)(*states, SIGMA, 0)
         # Graphs, where a stage has them: from the third call on; the calls of the DiT alone are launched one by one
-        return Step(model(GraphedCalls(transformer, shape.calls_in_stage)), states, transformer, recorder.calls)
+        return Step(model(GraphedCalls(transformer, shape.repeats)), states, transformer, recorder.calls)
 
 
 class _Recorder:

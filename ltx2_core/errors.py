@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 
@@ -19,12 +20,13 @@ class SettingError(LTX2Error, ValueError):
 
     Args:
         setting: name of the setting as the user typed or sees it (``width``, ``--image``).
-        value: the offending value.
+        value: the offending value; a path is shown as text.
         problem: what is wrong with it, as the rest of a sentence ("must be a multiple of 64").
         fix: what to do instead, as a full sentence.
     """
 
     def __init__(self, setting: str, value: Any, problem: str, fix: str) -> None:
+        value = str(value) if isinstance(value, PurePath) else value
         self.setting, self.value, self.problem, self.fix = setting, value, problem, fix
         super().__init__(f"{setting} = {value!r}: {problem}. {fix}")
 

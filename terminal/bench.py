@@ -107,7 +107,7 @@ def bench(arguments: argparse.Namespace) -> None:
         SettingError: a value is unusable, or there is no GPU.
     """
     if not arguments.out.parent.is_dir():
-        raise SettingError("out", str(arguments.out), "lies in a folder that does not exist", "Make the folder first.")
+        raise SettingError("out", arguments.out, "lies in a folder that does not exist", "Make the folder first.")
     work = _WORK[arguments.benchmark](arguments)
     _require_gpu()
 
@@ -136,10 +136,11 @@ def _modes(arguments: argparse.Namespace) -> Work:
             raise SettingError("modes", mode, "is no device mode", f"Choose from: {', '.join(MODE_NAMES)}.")
     try:
         caps = tuple(float(cap) for cap in filter(None, arguments.caps.split(",")))
+        if not all(cap > 0 for cap in caps):
+            raise ValueError("a cap is not above 0")
     except ValueError as error:
-        raise SettingError("caps", arguments.caps, "must be numbers of GB", "For example: --caps 60,48.") from error
-    if any(not cap > 0 for cap in caps):
-        raise SettingError("caps", arguments.caps, "must be numbers of GB above 0", "For example: --caps 60,48.")
+        problem = "must be numbers of GB above 0"
+        raise SettingError("caps", arguments.caps, problem, "For example: --caps 60,48.") from error
     sizes = _sizes("sizes", arguments.sizes, arguments.frames)
     benchmark = _benchmark("modes").ModesBenchmark(
         arguments.generation, arguments.recipe, sizes, modes, caps, arguments.precision

@@ -23,7 +23,7 @@ def place_tiny(models: Path, variant: Variant, fp8: bool) -> list[Path]:
     """
     if not (models / "checkpoints").is_dir():
         fix = "Give the folder that holds checkpoints, loras and text_encoders."
-        raise SettingError("directory", str(models), "is not ComfyUI's models folder", fix)
+        raise SettingError("directory", models, "is not ComfyUI's models folder", fix)
     with tempfile.TemporaryDirectory(dir=models) as folder:
         files = write_tiny(Path(folder), variant, fp8=fp8)
         gemma = Path(folder) / GEMMA
@@ -43,7 +43,7 @@ def place_tiny(models: Path, variant: Variant, fp8: bool) -> list[Path]:
         for place in places.values():
             if place.exists():
                 fix = "Move it away first, or give the models folder of another ComfyUI."
-                raise SettingError("directory", str(models), f"holds {place.relative_to(models)} already", fix)
+                raise SettingError("directory", models, f"holds {place.relative_to(models)} already", fix)
         for source, place in places.items():
             place.parent.mkdir(exist_ok=True)
             shutil.move(source, place)

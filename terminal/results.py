@@ -33,10 +33,10 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[tuple[str
         if path is None:
             continue
         if path.suffix.lower() != _SUFFIXES[setting]:
-            raise SettingError(setting, str(path), f"must end in {_SUFFIXES[setting]}", "Change the file's ending.")
+            raise SettingError(setting, path, f"must end in {_SUFFIXES[setting]}", "Change the file's ending.")
         other = taken.setdefault(path.resolve(), setting)
         if other != setting:
-            raise SettingError(setting, str(path), f"is the file of {other} too", "Give each its own name.")
+            raise SettingError(setting, path, f"is the file of {other} too", "Give each its own name.")
         check_writable(path, setting)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import SettingError
-from .availability import fused
+from .availability import chosen, fused
 
 logger = logging.getLogger("ltx2.kernels")
 
@@ -56,21 +56,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
 
 def check_setting() -> None:
     """Raises :class:`SettingError` where :data:`VARIABLE` is no choice, or asks for what is not installed."""
-    if _setting() == "flash":
+    if chosen(VARIABLE, SETTINGS, "attention") == "flash":
         installed_flash()
-
-
-def _setting() -> str:
-    setting = os.environ.get(VARIABLE) or "auto"
-    if setting not in SETTINGS:
-        raise SettingError(VARIABLE, setting, "is no choice of attention", f"Choose from: {', '.join(SETTINGS)}.")
-    return setting
 
 
 @lru_cache(maxsize=1)
 def installed_flash() -> tuple[str, Kernel] | None:
     """The newest FlashAttention that can be imported, by name, taking and giving (B, heads, T, head_dim)."""
-    setting = _setting()
+    setting = chosen(VARIABLE, SETTINGS, "attention")
     if setting == "sdpa":
         return None
     for module in ("flash_attn.cute", "flash_attn_interface", "flash_attn"):

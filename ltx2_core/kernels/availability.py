@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -54,9 +55,18 @@ def _wanted() -> bool:
 
 def check_setting() -> str:
     """What :data:`VARIABLE` says; raises :class:`SettingError` where that is no choice."""
-    setting = os.environ.get(VARIABLE) or "auto"
-    if setting not in SETTINGS:
-        raise SettingError(VARIABLE, setting, "is no choice of kernels", f"Choose from: {', '.join(SETTINGS)}.")
+    return chosen(VARIABLE, SETTINGS, "kernels")
+
+
+def chosen(variable: str, settings: Sequence[str], what: str) -> str:
+    """The value of an environment variable, the first of its settings where it is empty or not there.
+
+    Raises:
+        SettingError: it is none of them.
+    """
+    setting = os.environ.get(variable) or settings[0]
+    if setting not in settings:
+        raise SettingError(variable, setting, f"is no choice of {what}", f"Choose from: {', '.join(settings)}.")
     return setting
 
 
@@ -72,12 +82,16 @@ def _installed() -> bool:
 @lru_cache(maxsize=8)
 def converts_fp8(device: torch.device) -> bool:
     """Whether Triton's kernels read and write float8_e4m3fn on this GPU: NVIDIA, compute capability 8.9 or newer."""
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+    return _nvidia_capability(device) >= (8, 9)
 
 
 @lru_cache(maxsize=8)
 def has_fp8_matmul(device: torch.device) -> bool:
     """Whether the GPU multiplies fp8 matrices with a scale per row: NVIDIA, compute capability 9.0 or newer."""
+    return _nvidia_capability(device) >= (9, 0)
+
+
+def _nvidia_capability(device: torch.device) -> tuple[int, int]:
     if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+        return (0, 0)
+    return torch.cuda.get_device_capability(device)

@@ -35,21 +35,21 @@ def read_audio(path: Path, longest: float, setting: str = "audio") -> AudioClip:
     """
     path = Path(path)
     if path.is_dir():
-        raise SettingError(setting, str(path), "is a folder", "Give the sound file itself.")
+        raise SettingError(setting, path, "is a folder", "Give the sound file itself.")
     if not path.is_file():
-        raise SettingError(setting, str(path), "there is no such file", "Check the path and its spelling.")
+        raise SettingError(setting, path, "there is no such file", "Check the path and its spelling.")
     try:
         with av.open(str(path)) as container:
             if not container.streams.audio:
-                raise SettingError(setting, str(path), "has no audio stream", _FIX)
+                raise SettingError(setting, path, "has no audio stream", _FIX)
             rate = container.streams.audio[0].rate
             waveform = _decoded(container, int(longest * rate))
     except (av.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, SettingError):
             raise
-        raise SettingError(setting, str(path), f"is no sound that can be read ({error})", _FIX) from error
+        raise SettingError(setting, path, f"is no sound that can be read ({error})", _FIX) from error
     if not waveform.shape[-1]:
-        raise SettingError(setting, str(path), "has an audio stream without any sound in it", _FIX)
+        raise SettingError(setting, path, "has an audio stream without any sound in it", _FIX)
     return AudioClip(waveform[None], rate)
 
 

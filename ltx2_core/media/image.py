@@ -54,19 +54,19 @@ def load_image(source: Path | Tensor, setting: str = "image", as_shown: bool = T
         return source.cpu()
     path = Path(source)
     if path.is_dir():
-        raise SettingError(setting, str(path), "is a folder", "Give the picture itself.")
+        raise SettingError(setting, path, "is a folder", "Give the picture itself.")
     if not path.is_file():
-        raise SettingError(setting, str(path), "there is no such file", "Check the path and its spelling.")
+        raise SettingError(setting, path, "there is no such file", "Check the path and its spelling.")
     try:
         with Image.open(path) as image:
             if max(image.size) > _LONGEST_SIDE:
                 problem = f"is {image.width}x{image.height}; H.264 takes at most {_LONGEST_SIDE} pixels a side"
-                raise SettingError(setting, str(path), problem, "Give a smaller picture.")
+                raise SettingError(setting, path, problem, "Give a smaller picture.")
             return torch.from_numpy(_rgb(_as_shown(image) if as_shown else image))
     except SettingError:
         raise
     except Exception as error:  # Pillow's readers raise whatever they stumble over, struct.error and TypeError included
-        raise SettingError(setting, str(path), f"is not an image that can be read ({error})", _FIX) from error
+        raise SettingError(setting, path, f"is not an image that can be read ({error})", _FIX) from error
 
 
 def _as_shown(image: Image.Image) -> Image.Image:

@@ -101,7 +101,7 @@ def test_runs_and_what_fp8_changes() -> None:
         first = {"total_s": 9.0, "stages": []}
         return {
             "recipe": "one-stage", "size": [9, 64, 128], "precision": precision, "mode": "resident",
-            "first_of_process": precision == "bf16", "first_run": first, "warm": warm, **more,
+            "first_run": first, "warm": warm, **more,
         }  # fmt: skip
 
     differences = {"stage1_video": 0.05, "stage1_audio": 0.04, "audio_waveform": 0.1, "frames_psnr_db": None}

@@ -224,6 +224,8 @@ def test_merging_into_fp8_rows(interpreter: None, width: int, loras: int) -> Non
     exact = weight.double() * scale[:, None] + sum(f * (up.double() @ down.double()) for up, down, f in changes)
     assert can_merge(weight, scale)
     merge_rows(weight, scale, changes)
+    # The scales are float32 products and sums
     torch.testing.assert_close(scale.double(), exact.abs().amax(1) / 448, rtol=1e-6, atol=0)
+    # Half a step of three bits of mantissa, but for the halved ones; below its normal numbers fp8's steps are even
     apart = (weight.double() * scale[:, None] - exact).abs() / exact.abs().clamp_min(float(scale.min()) * 2**-6)
     assert float(apart.quantile(0.9)) < 2**-4 and float(apart.max()) < 0.51

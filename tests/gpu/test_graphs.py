@@ -81,18 +81,17 @@ def test_hooks_before_blocks_run_before_a_replay(stage: TinyStage) -> None:
     assert seen == [layers, 3 * layers, 4 * layers, 5 * layers]
 
 
-def test_large_calls_are_not_captured(stage: TinyStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "MOST_ROWS", 4)
+@pytest.mark.parametrize(
+    ("most_rows", "calls"),
+    [(4, graphs.LEAST_CALLS), (graphs.MOST_ROWS, graphs.LEAST_CALLS - 1)],
+    ids=["large calls", "few calls"],
+)
+def test_calls_that_are_not_captured(
+    stage: TinyStage, monkeypatch: pytest.MonkeyPatch, most_rows: int, calls: int
+) -> None:
+    monkeypatch.setattr(graphs, "MOST_ROWS", most_rows)
     model = stage.guided(standard_guidance(1))
-    model.transformer = GraphedCalls(model.transformer)
-    for step, sigma in enumerate(SIGMAS):
-        model(stage.video, stage.audio, sigma, step)
-    assert not model.transformer._captured
-
-
-def test_few_calls_are_not_captured(stage: TinyStage) -> None:
-    model = stage.guided(standard_guidance(1))
-    model.transformer = GraphedCalls(model.transformer, graphs.LEAST_CALLS - 1)
+    model.transformer = GraphedCalls(model.transformer, calls)
     for step, sigma in enumerate(SIGMAS):
         model(stage.video, stage.audio, sigma, step)
     assert not model.transformer._captured

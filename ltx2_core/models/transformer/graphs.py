@@ -100,8 +100,8 @@ class GraphedCalls:
     def _pays(self, streams: Sequence[StreamInput], items: Sequence[BatchItem]) -> bool:
         latent = max((stream.latent for stream in streams), key=lambda tokens: tokens.shape[1])
         rows = latent.shape[1] * max(latent.shape[0], len(items))
-        possible = latent.is_cuda and torch.version.hip is None and fused(latent)
-        return possible and self._enough and rows <= MOST_ROWS
+        worth_it = self._enough and rows <= MOST_ROWS
+        return worth_it and latent.is_cuda and torch.version.hip is None and fused(latent)
 
     def _capture(
         self,
