@@ -19,7 +19,7 @@ class Needs(NamedTuple):
     @classmethod
     def of(cls, layers: Iterable[nn.Module | None]) -> Needs:
         """What these layers take together. A layer that takes fp8 says so by a true ``takes_quantised``."""
-        taken = {bool(getattr(layer, "takes_quantised", False)) for layer in layers if layer is not None}
+        taken = {_takes_quantised(layer) for layer in layers if layer is not None}
         return cls(plain=False in taken, quantised=True in taken)
 
 
@@ -42,9 +42,14 @@ class Activation(NamedTuple):
 
     def through(self, layer: nn.Module) -> Tensor:
         """The layer's result."""
-        if self.quantised is not None and getattr(layer, "takes_quantised", False):
+        if self.quantised is not None and _takes_quantised(layer):
             return layer(self.quantised)  # type: ignore[no-any-return]
         return layer(self.plain)  # type: ignore[no-any-return]
+
+
+def _takes_quantised(layer: nn.Module) -> bool:
+    # The class is asked: a module that lacks an attribute looks for it in three places, and raises
+    return hasattr(type(layer), "takes_quantised") and bool(layer.takes_quantised)
 
 
 def _aligned(part: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..types import Rope
 from .activation import Activation, Needs
 from .heads import GATE_CHANNELS
+from .launch import launched, power_of_2_from
 from .modulation_triton import LARGEST_FP8, SMALLEST_SCALE
 from .quantise import FP8, Quantised
 
@@ -33,7 +34,7 @@ def _norm_rope_row(
     tl.store(x + second, b.to(x.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=["T"])
+@launched(pointers=6, any_number=["T"])
 def _norm_rope(
     q,
     k,
@@ -66,29 +67,19 @@ def norm_rope_(x: tuple[Tensor, ...], weights: tuple[Tensor, ...], eps: float, r
     """As :func:`.heads.norm_rope_`."""
     first, second = x[0], x[-1]
     batch, tokens, width = first.shape
-    groups, half = (1, triton.next_power_of_2(width) // 2) if rope is None else (rope.cos.shape[1], rope.cos.shape[3])
+    groups, half = (1, power_of_2_from(width) // 2) if rope is None else (rope.cos.shape[1], rope.cos.shape[3])
     if not (first.is_contiguous() and second.is_contiguous() and first.shape == second.shape):
         raise ValueError("queries and keys that are turned together must be of one shape, each in one piece")
-    _norm_rope[(batch * tokens,)](
-        first,
-        second,
-        weights[0],
-        weights[-1],
-        None if rope is None else rope.cos,
-        None if rope is None else rope.sin,
-        0 if rope is None or rope.cos.shape[0] == 1 else rope.cos.stride(0),
-        tokens,
-        width,
-        eps,
-        GROUPS=groups,
-        HALF=half,
-        ROPE=rope is not None,
-        PAIR=len(x) == 2,
+    _norm_rope(
+        batch * tokens,
+        (first, second, weights[0], weights[-1], *((None, None) if rope is None else (rope.cos, rope.sin))),
+        (0 if rope is None or rope.cos.shape[0] == 1 else rope.cos.stride(0), tokens, width, eps),
+        (groups, half, rope is not None, len(x) == 2),
         num_warps=max(1, min(8, width // 512)),
     )
 
 
-@triton.jit
+@launched(pointers=4)
 def _gate_heads(
     x,
     logits,
@@ -121,22 +112,17 @@ def gate_heads(x: Tensor, logits: Tensor | None, heads: int, needs: Needs) -> Ac
     x = x.contiguous()
     width = x.shape[-1]
     quantised = _empty(x) if needs.quantised else None
-    _gate_heads[(x.numel() // width,)](
-        x,
-        logits.contiguous() if logits is not None else None,
-        *(quantised or (None, None)),
-        width,
-        HEADS=heads,
-        HEAD_DIM=width // heads,
-        GATED=logits is not None,
-        PLAIN=needs.plain,
-        QUANTISED=needs.quantised,
+    _gate_heads(
+        x.numel() // width,
+        (x, logits.contiguous() if logits is not None else None, *(quantised or (None, None))),
+        (width,),
+        (heads, width // heads, logits is not None, needs.plain, needs.quantised),
         num_warps=max(1, min(8, width // 512)),
     )
     return Activation(x if needs.plain else None, quantised)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@launched(pointers=5, any_number=["rows"])
 def _gate_logits(
     values, scales, weight, bias, out, rows, D, HEADS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr
 ):
@@ -164,23 +150,17 @@ def gate_logits(x: Quantised, weight: Tensor, bias: Tensor) -> Tensor:
     rows = values.numel() // width
     out = torch.empty(*values.shape[:-1], heads, dtype=weight.dtype, device=values.device)
     per_program = 64 if rows >= 2048 else 16
-    _gate_logits[(triton.cdiv(rows, per_program),)](
-        values,
-        x.scales.contiguous(),
-        weight,
-        bias,
-        out,
-        rows,
-        width,
-        HEADS=heads,
-        ROWS=per_program,
-        CHANNELS=GATE_CHANNELS,
+    _gate_logits(
+        -(-rows // per_program),
+        (values, x.scales.contiguous(), weight, bias, out),
+        (rows, width),
+        (heads, per_program, GATE_CHANNELS),
         num_warps=4,
     )
     return out
 
 
-@triton.jit
+@launched(pointers=3)
 def _gelu_quantised(x, fp8, scales, D, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -198,9 +178,9 @@ def gelu_quantised(x: Tensor) -> Activation:
     """The tanh form of GELU of (B, T, D), in fp8."""
     x = x.contiguous()
     width = x.shape[-1]
-    block = triton.next_power_of_2(width)
+    block = power_of_2_from(width)
     quantised = _empty(x)
-    _gelu_quantised[(x.numel() // width,)](x, *quantised, width, BLOCK=block, num_warps=max(1, min(16, block // 1024)))
+    _gelu_quantised(x.numel() // width, (x, *quantised), (width,), (block,), num_warps=max(1, min(16, block // 1024)))
     return Activation(None, quantised)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -11,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .activation import Activation, Needs
+from .launch import launched, power_of_2_from
 from .modulation import Affine, Row
 from .quantise import FP8, FP8_MAX, SMALLEST, Quantised
 
@@ -55,7 +55,7 @@ _ANY_NUMBER = [
 ]
 
 
-@triton.jit(do_not_specialize=_ANY_NUMBER)
+@launched(pointers=15, any_number=_ANY_NUMBER)
 def _residual_norm(
     x,
     update,
@@ -67,17 +67,17 @@ def _residual_norm(
     fp8_1,
     scales_1,
     gate_table,
-    gate_row,
     gate_vectors,
-    gate_at,
-    gate_batch,
-    gate_level,
     gate_levels,
     table,
     vectors,
+    levels,
+    gate_row,
+    gate_at,
+    gate_batch,
+    gate_level,
     batch_stride,
     level_stride,
-    levels,
     scale_0,
     scale_at_0,
     shift_0,
@@ -200,33 +200,41 @@ def residual_norm(
         places[4 * number : 4 * number + 4] = affine.scale.row, affine.scale.at, affine.shift.row, affine.shift.at
     several = rows >= MANY_ROWS
     per_program = ROWS_PER_PROGRAM if several else 1
-    block = triton.next_power_of_2(width)
+    block = power_of_2_from(width)
     forms = [*needs, *[Needs(False, False)] * (2 - len(needs))]
-    _residual_norm[(triton.cdiv(rows, per_program),)](
-        x,
-        update.contiguous() if update is not None else None,
-        fresh,
-        *_pointers(results),
-        *_row_arguments(gate),
-        *_shared_arguments(main),
-        *places,
-        rows,
-        begin * tokens,
-        end * tokens,
-        tokens,
-        width,
-        eps or 0.0,
-        UPDATED=update is not None,
-        GATE=_kind(gate),
-        NORM=eps is not None,
-        OUTPUTS=len(outputs),
-        KIND=_kind(main),
-        PLAIN_0=forms[0].plain,
-        QUANTISED_0=forms[0].quantised,
-        PLAIN_1=forms[1].plain,
-        QUANTISED_1=forms[1].quantised,
-        ROWS=per_program,
-        BLOCK=block,
+    _residual_norm(
+        -(-rows // per_program),
+        (
+            x,
+            update.contiguous() if update is not None else None,
+            fresh,
+            *_pointers(results),
+            *_row_pointers(gate),
+            *_row_pointers(main),
+        ),
+        (
+            *((gate.row, gate.at) if gate is not None else (0, 0)),
+            *_strides(gate),
+            *_strides(main),
+            *places,
+            rows,
+            begin * tokens,
+            end * tokens,
+            tokens,
+            width,
+            eps or 0.0,
+        ),
+        (
+            update is not None,
+            _kind(gate),
+            eps is not None,
+            len(outputs),
+            _kind(main),
+            *forms[0],
+            *forms[1],
+            per_program,
+            block,
+        ),
         num_warps=max(1, min(8, block // 512)),
     )
     return fresh, tuple(results)
@@ -240,24 +248,16 @@ def _kind(row: Row | None) -> int:
     return SHARED if row.vectors.shape[:2] == (1, 1) else OF_TOKEN
 
 
-def _strides(vectors: Tensor) -> tuple[int, int]:
-    """Numbers from one batch item, and from one level, to the next."""
-    return (
-        vectors.stride(0) if vectors.shape[0] > 1 else 0,
-        vectors.stride(1) if vectors.shape[1] > 1 else 0,
-    )
-
-
-def _row_arguments(row: Row | None) -> tuple[Any, ...]:
+def _strides(row: Row | None) -> tuple[int, int]:
+    """Numbers from one batch item's vector, and from one level's, to the next."""
     if row is None:
-        return None, 0, None, 0, 0, 0, None
-    return row.table, row.row, row.vectors, row.at, *_strides(row.vectors), row.token_levels
+        return 0, 0
+    batch, levels = row.vectors.shape[:2]
+    return (row.vectors.stride(0) if batch > 1 else 0, row.vectors.stride(1) if levels > 1 else 0)
 
 
-def _shared_arguments(row: Row | None) -> tuple[Any, ...]:
-    if row is None:
-        return None, None, 0, 0, None
-    return row.table, row.vectors, *_strides(row.vectors), row.token_levels
+def _row_pointers(row: Row | None) -> tuple[Tensor | None, ...]:
+    return (None, None, None) if row is None else (row.table, row.vectors, row.token_levels)
 
 
 def _result(x: Tensor, needs: Needs) -> Activation:

@@ -80,6 +80,27 @@ def test_residual_norm(
     compare(monkeypatch, run, numbers(B, tokens, D), numbers(1, tokens, D), row)
 
 
+def test_a_form_that_has_served_is_launched_again_by_addresses(numbers: Callable[..., Tensor]) -> None:
+    from ltx2_two_stage.ltx2_core.kernels import launch, modulation_triton
+
+    kernel = modulation_triton._residual_norm
+    row = Row(numbers(9, D), 2, numbers(1, 1, 9, D), 2, None)
+    x, update = numbers(B, 300, D), numbers(B, 300, D)
+
+    def run() -> tuple[Tensor, Tensor]:
+        new, (result,) = modulation.residual_norm(x, update, row, [Affine(row, row)], 1e-6, [Needs()])
+        assert result.plain is not None
+        return new, result.plain
+
+    kernel._compiled.clear()
+    by_triton = run()
+    assert launch.launches_again(x.device.index)
+    assert len(kernel._compiled) == 1
+    again = run()
+    assert len(kernel._compiled) == 1
+    assert all(torch.equal(one, other) for one, other in zip(by_triton, again, strict=True))
+
+
 @pytest.mark.parametrize("tokens", [126, 6144])
 def test_norm_and_rope(numbers: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     from ltx2_two_stage.ltx2_core.models.transformer.rope import rotate

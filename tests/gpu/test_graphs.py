@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +27,7 @@ def stage(cuda: torch.device) -> TinyStage:
     return build_stage(tiny_transformer(), cuda, torch.bfloat16, (2, 4, 6), 9)
 
 
-def results(stage: TinyStage, graphed: bool, separate: bool = False) -> list[Tensor]:
+def results(stage: TinyStage, graphed: bool, separate: bool = False, captures: int | None = None) -> list[Tensor]:
     """The guided estimates of a few steps, each from other latents."""
     model = stage.guided(standard_guidance(1), separate=separate)
     if graphed:
@@ -34,7 +38,7 @@ def results(stage: TinyStage, graphed: bool, separate: bool = False) -> list[Ten
         found += [part.clone() for part in model(video, stage.audio, sigma, step)]
     if graphed:
         captured = model.transformer._captured
-        assert len(captured) == (4 if separate else 1)
+        assert len(captured) == (captures if captures is not None else 4 if separate else 1)
     return found
 
 
@@ -119,3 +123,23 @@ def test_what_cannot_be_captured_runs_as_it_is(stage: TinyStage, caplog: pytest.
     assert torch.rand(8, device=stage.video.latent.device).unique().numel() > 1
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other)
+
+
+def compare_under_another_allocator() -> None:
+    """In a process of its own, whose allocator is not PyTorch's."""
+    assert torch.cuda.get_allocator_backend() == "cudaMallocAsync"
+    stage = build_stage(tiny_transformer(), torch.device("cuda"), torch.bfloat16, (2, 4, 6), 9)
+    with torch.inference_mode():
+        plain, asked_for_graphs = results(stage, False), results(stage, True, captures=0)
+    assert all(torch.equal(one, other) for one, other in zip(plain, asked_for_graphs, strict=True))
+
+
+def test_another_allocator_has_no_graphs(cuda: torch.device) -> None:
+    """ComfyUI's usual one: Triton refuses what it has for a graph, and the process ends when that is given up."""
+    tests = Path(__file__).parent.parent
+    code = f"import runpy; runpy.run_path({str(tests / 'conftest.py')!r}); import test_graphs as t; "
+    path = os.pathsep.join([*(str(tests / folder) for folder in ("gpu", "core", "device")), *sys.path])
+    settings = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync", "PYTHONPATH": path}
+    command = [sys.executable, "-c", code + "t.compare_under_another_allocator()"]
+    run = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -279,6 +279,12 @@ def _place_wrong_files(models: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def chosen_mode() -> str:
+    """The device mode that ``auto`` chooses where the host runs."""
+    return "original" if DEVICE == "cpu" else "resident"
+
+
+@pytest.fixture(scope="session")
 def host(comfyui: Any, fake_hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()

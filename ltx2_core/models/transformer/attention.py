@@ -90,7 +90,8 @@ class MultiHeadAttention(nn.Module):
         ]
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         logits = None if self.to_gate_logits is None else gate_logits(x, self.to_gate_logits)
-        return gate_heads(out, logits, self.heads, Needs.of(self.to_out)).through(self.to_out[0])
+        (to_out,) = self.to_out
+        return gate_heads(out, logits, self.heads, Needs.of((to_out,))).through(to_out)
 
     def _attend(
         self,

@@ -100,17 +100,19 @@ class FeedForward(nn.Module):
     @property
     def needs(self) -> Needs:
         """The forms in which the input is read."""
-        return Needs.of((self.net[0].proj,))  # type: ignore[arg-type]
+        expand, _, _ = self.net
+        return Needs.of((expand.proj,))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor | Activation) -> Tensor:
         """(B, T, width) -> the same shape."""
         x = x if isinstance(x, Activation) else Activation(x)
-        expand: Any = self.net[0].proj
+        first, _, contract = self.net
+        expand: Any = first.proj
         if x.plain is not None and gelu_in_product(x.plain, expand):
             hidden = Activation(linear_gelu(x.plain, expand))
         else:
-            hidden = gelu(x.through(expand), Needs.of((self.net[2],)))
-        return hidden.through(self.net[2])
+            hidden = gelu(x.through(expand), Needs.of((contract,)))
+        return hidden.through(contract)
 
 
 class StreamLayers(NamedTuple):

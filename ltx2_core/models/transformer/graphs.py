@@ -90,7 +90,7 @@ class GraphedCalls:
             return None
         try:
             self._captured[key] = self._capture(video, audio, items, cross_rule)
-        except RuntimeError as error:  # out of memory, or an operation that a graph cannot hold
+        except Exception as error:  # out of memory, or an operation that a graph cannot hold
             logger.warning("the DiT runs without CUDA graphs: %s", error)
             self._refused = True
             _finish_a_capture()
@@ -101,7 +101,7 @@ class GraphedCalls:
         latent = max((stream.latent for stream in streams), key=lambda tokens: tokens.shape[1])
         rows = latent.shape[1] * max(latent.shape[0], len(items))
         worth_it = self._enough and rows <= MOST_ROWS
-        return worth_it and latent.is_cuda and torch.version.hip is None and fused(latent)
+        return worth_it and latent.is_cuda and torch.version.hip is None and fused(latent) and _holds_memory()
 
     def _capture(
         self,
@@ -128,6 +128,13 @@ class GraphedCalls:
                 graph.capture_end()
         current.wait_stream(capturing)
         return _Captured(graph, tuple(inputs), outputs)
+
+
+def _holds_memory() -> bool:
+    """Whether PyTorch's allocator is its own. Another one, such as cudaMallocAsync, which ComfyUI takes unless it is
+    started with ``--disable-cuda-malloc``, has no memory for a graph before it runs: Triton refuses such addresses, and
+    giving them up ends the process."""
+    return torch.cuda.get_allocator_backend() == "native"
 
 
 def _finish_a_capture() -> None:
