@@ -45,7 +45,8 @@ class Activation(NamedTuple):
         """The layer's result."""
         if self.quantised is not None and _takes_quantised(layer):
             return layer(self.quantised)  # type: ignore[no-any-return]
-        if type(layer) is nn.Linear:  # a thousand in each call: the module's own way to this takes Python 3 us each
+        if type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks):
+            # A thousand in each call: the module's own way to this takes Python 3 us each
             return F.linear(self.plain, layer.weight, layer.bias)  # type: ignore[arg-type]
         return layer(self.plain)  # type: ignore[no-any-return]
 

@@ -47,10 +47,8 @@ class ScaledLinear(nn.Linear):
 
     def __init__(self, layer: nn.Linear, full_precision: bool = False) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.in_features, self.out_features, self.full_precision = layer.in_features, layer.out_features, full_precision
         self.dtype, device = layer.weight.dtype, layer.weight.device
-        fits = self.in_features % MULTIPLE == 0 and self.out_features % MULTIPLE == 0
-        self._multiplies = fits and not full_precision and self.dtype is torch.bfloat16
         weight = torch.empty(layer.weight.shape, dtype=FP8, device=device)
         scale = torch.empty(layer.out_features, dtype=torch.float32, device=device)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -60,7 +58,9 @@ class ScaledLinear(nn.Linear):
     @property
     def takes_quantised(self) -> bool:
         """Whether the input may come in fp8, and is multiplied so. Products with row scales come in bfloat16 only."""
-        return self._multiplies and has_fp8_matmul(self.weight.device)
+        fits = self.in_features % MULTIPLE == 0 and self.out_features % MULTIPLE == 0
+        wanted = fits and not self.full_precision and self.dtype is torch.bfloat16
+        return wanted and has_fp8_matmul(self.weight.device)
 
     def forward(self, x: Tensor | Quantised) -> Tensor:
         """(..., in) -> (..., out) in bfloat16 where the product is in fp8, else in the dtype of ``x``."""
@@ -86,7 +86,7 @@ class ScaledLinear(nn.Linear):
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return (product[:rows] if missing > 0 else product).view(*lead, -1)
+        return torch.unflatten(product[:rows], 0, lead)
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight that the layer stands for, (out, in); multiplied in float32 and rounded once."""

@@ -119,14 +119,14 @@ def test_quantising_part_by_part_gives_the_same(monkeypatch: pytest.MonkeyPatch)
     torch.testing.assert_close(whole.dequantised(torch.float32), rows, rtol=HALF_STEP, atol=0.01)
 
 
-def test_layers_are_replaced_by_path(product: None) -> None:
+def test_layers_are_replaced_by_path() -> None:
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(IN, OUT), nn.ModuleList([nn.Linear(OUT, IN)]), nn.SiLU()).to(torch.bfloat16)
     bias = model[0].bias
     scale_layers(model, ["0", "1.0"], full_precision=["1.0"])
     assert linear_layers(model) == {"0": (OUT, IN), "1.0": (IN, OUT)}
     assert model[0].bias is bias and model[0].dtype is torch.bfloat16 and model[0].weight.is_meta
-    assert [model[0].takes_quantised, model[1][0].takes_quantised] == [True, False]
+    assert [model[0].full_precision, model[1][0].full_precision] == [False, True]
     with pytest.raises(TypeError, match="2 is no linear layer"):
         scale_layers(model, ["2"])
 
