@@ -8,11 +8,11 @@ other without gaps, so that a piece of a clip is one range of rows in every batc
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .frames import TIME, Edges
+from .launch import launched, power_of_2_from
 
 LAYOUT = torch.channels_last_3d
 # Numbers that a program takes at a time: 32 for each of its threads.
@@ -22,8 +22,9 @@ PIXELS = 1024  # bytes of a picture that a program makes
 COLOURS = 3
 
 
-@triton.jit(
-    do_not_specialize=["rows", "x_rows", "frames", "height", "width", "before", "kept_frames", "length", "rest_frames"]
+@launched(
+    pointers=5,
+    any_number=["rows", "x_rows", "frames", "height", "width", "before", "kept_frames", "length", "rest_frames"],
 )
 def _window(
     x,
@@ -91,34 +92,34 @@ def window(
     rest = _empty(x, batch, channels, min(keep, length), *padded) if keep else None
     rows = batch * length * padded[0] * padded[1]
     tile, block = _tile(channels)
-    _window[(triton.cdiv(rows, tile),)](
-        x,
-        bias if bias is not None else x,
-        kept.contiguous(memory_format=LAYOUT) if kept is not None else x,
-        out,
-        rest if rest is not None else out,
-        rows,
-        x_rows,
-        frames,
-        height,
-        width,
-        before,
-        0 if kept is None else before,
-        length,
-        0 if rest is None else rest.shape[TIME],
-        eps or 0.0,
-        MARGIN=margin,
-        C=channels,
-        BIASED=bias is not None,
-        ACTIVATED=eps is not None,
-        ROWS=tile,
-        BLOCK=block,
+    _window(
+        (-(-rows // tile),),
+        (
+            x,
+            bias if bias is not None else x,
+            kept.contiguous(memory_format=LAYOUT) if kept is not None else x,
+            out,
+            rest if rest is not None else out,
+        ),
+        (
+            rows,
+            x_rows,
+            frames,
+            height,
+            width,
+            before,
+            0 if kept is None else before,
+            length,
+            0 if rest is None else rest.shape[TIME],
+            eps or 0.0,
+        ),
+        (margin, channels, bias is not None, eps is not None, tile, block),
         num_warps=WARPS,
     )
     return out, rest
 
 
-@triton.jit(do_not_specialize=["rows", "item_rows", "out_rows", "skip_rows"])
+@launched(pointers=3, any_number=["rows", "item_rows", "out_rows", "skip_rows"])
 def _add(
     out,
     bias,
@@ -160,26 +161,18 @@ def add_(out: Tensor, bias: Tensor | None, skip: Tensor) -> None:
     tile, block = _tile(channels)
     if not item_rows:
         return
-    _add[(triton.cdiv(batch * item_rows, tile),)](
-        out,
-        bias if bias is not None else out,
-        skip,
-        batch * item_rows,
-        item_rows,
-        out_rows,
-        skip_rows,
-        C=channels,
-        SKIP_C=skip.shape[1],
-        BIASED=bias is not None,
-        ROWS=tile,
-        BLOCK=block,
+    _add(
+        (-(-batch * item_rows // tile),),
+        (out, bias if bias is not None else out, skip),
+        (batch * item_rows, item_rows, out_rows, skip_rows),
+        (channels, skip.shape[1], bias is not None, tile, block),
         num_warps=WARPS,
     )
     if out is not target:  # a library chose another order for a convolution's result
         target.copy_(out)
 
 
-@triton.jit(do_not_specialize=["rows", "x_rows", "frames", "height", "width", "dropped"])
+@launched(pointers=3, any_number=["rows", "x_rows", "frames", "height", "width", "dropped"])
 def _unfold(
     x,
     bias,
@@ -230,31 +223,19 @@ def unfold(x: Tensor, bias: Tensor | None, stride: tuple[int, int, int], dropped
     rows = batch * frames * height * width
     if not rows:
         return out
-    block = triton.next_power_of_2(channels)
+    block = power_of_2_from(channels)
     tile = max(1, TILE // (block * cells))
-    _unfold[(triton.cdiv(rows, tile),)](
-        x,
-        bias if bias is not None else x,
-        out,
-        rows,
-        x_rows,
-        frames,
-        height,
-        width,
-        dropped,
-        C=channels,
-        STRIDE_T=stride[0],
-        STRIDE_H=stride[1],
-        STRIDE_W=stride[2],
-        BIASED=bias is not None,
-        ROWS=tile,
-        BLOCK=block,
+    _unfold(
+        (-(-rows // tile),),
+        (x, bias if bias is not None else x, out),
+        (rows, x_rows, frames, height, width, dropped),
+        (channels, *stride, bias is not None, tile, block),
         num_warps=WARPS,
     )
     return out
 
 
-@triton.jit(do_not_specialize=["height", "width"])
+@launched(pointers=3, any_number=["height", "width"])
 def _to_bytes(x, bias, out, height, width, PATCH: tl.constexpr, BLOCK: tl.constexpr):
     line = tl.program_id(0)
     number = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -280,15 +261,13 @@ def to_bytes(x: Tensor, bias: Tensor, patch: int) -> Tensor:
     _, _, frames, height, width = x.shape
     out = torch.empty(frames, height * patch, width * patch, COLOURS, dtype=torch.uint8, device=x.device)
     lines, line = out.shape[0] * out.shape[1], out.shape[2] * COLOURS
-    _to_bytes[(lines, triton.cdiv(line, PIXELS))](
-        x, bias, out, height, width, PATCH=patch, BLOCK=PIXELS, num_warps=WARPS
-    )
+    _to_bytes((lines, -(-line // PIXELS)), (x, bias, out), (height, width), (patch, PIXELS), num_warps=WARPS)
     return out
 
 
 def _tile(channels: int) -> tuple[int, int]:
     """Rows that a program takes, and the power of two that holds their channels."""
-    block = triton.next_power_of_2(channels)
+    block = power_of_2_from(channels)
     return max(1, TILE // block), block
 
 

@@ -8,18 +8,18 @@ sum of squares around it, the second joins those of a group, always in the same 
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from .frames_triton import rows_of
+from .launch import launched, power_of_2_from
 
 TILE = 4096  # numbers that a program takes
 WARPS = 4
 JOINED = 256  # stretches that are joined at a time
 
 
-@triton.jit(do_not_specialize=["rows", "x_rows"])
+@launched(pointers=4, any_number=["rows", "x_rows"])
 def _moments(
     x, bias, means, squares, rows, x_rows, C: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -39,7 +39,7 @@ def _moments(
     tl.store(squares + number, tl.sum(tl.sum(apart * apart, 1), 0))
 
 
-@triton.jit(do_not_specialize=["rows", "x_rows", "skip_rows"])
+@launched(pointers=7, any_number=["rows", "x_rows", "skip_rows"])
 def _apply(
     x, bias, skip, weight, shift, means, squares, rows, x_rows, skip_rows, eps, C: tl.constexpr, WIDTH: tl.constexpr,
     SKIPPED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, JOINED: tl.constexpr,
@@ -99,14 +99,16 @@ def normalised(
     beside, beside_rows = (x, x_rows) if skip is None else rows_of(skip)
     batch, channels = x.shape[:2]
     rows, width = x[0, 0].numel(), channels // groups
-    block = triton.next_power_of_2(width)
+    block = power_of_2_from(width)
     tile = max(1, TILE // block)
-    grid = batch * groups, triton.cdiv(rows, tile)
+    grid = batch * groups, -(-rows // tile)
     means, squares = torch.empty(2, *grid, dtype=torch.float32, device=x.device)
-    sizes = {"C": channels, "WIDTH": width, "ROWS": tile, "BLOCK": block, "num_warps": WARPS}
-    _moments[grid](x, bias, means, squares, rows, x_rows, **sizes)
-    _apply[grid](
-        x, bias, beside, weight, shift, means, squares, rows, x_rows, beside_rows, eps, SKIPPED=skip is not None,
-        JOINED=JOINED, **sizes,
-    )  # fmt: skip
+    _moments(grid, (x, bias, means, squares), (rows, x_rows), (channels, width, tile, block), num_warps=WARPS)
+    _apply(
+        grid,
+        (x, bias, beside, weight, shift, means, squares),
+        (rows, x_rows, beside_rows, eps),
+        (channels, width, skip is not None, tile, block, JOINED),
+        num_warps=WARPS,
+    )
     return x

@@ -71,7 +71,7 @@ def norm_rope_(x: tuple[Tensor, ...], weights: tuple[Tensor, ...], eps: float, r
     if not (first.is_contiguous() and second.is_contiguous() and first.shape == second.shape):
         raise ValueError("queries and keys that are turned together must be of one shape, each in one piece")
     _norm_rope(
-        batch * tokens,
+        (batch * tokens,),
         (first, second, weights[0], weights[-1], *((None, None) if rope is None else (rope.cos, rope.sin))),
         (0 if rope is None or rope.cos.shape[0] == 1 else rope.cos.stride(0), tokens, width, eps),
         (groups, half, rope is not None, len(x) == 2),
@@ -113,7 +113,7 @@ def gate_heads(x: Tensor, logits: Tensor | None, heads: int, needs: Needs) -> Ac
     width = x.shape[-1]
     quantised = _empty(x) if needs.quantised else None
     _gate_heads(
-        x.numel() // width,
+        (x.numel() // width,),
         (x, logits.contiguous() if logits is not None else None, *(quantised or (None, None))),
         (width,),
         (heads, width // heads, logits is not None, needs.plain, needs.quantised),
@@ -151,7 +151,7 @@ def gate_logits(x: Quantised, weight: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty(*values.shape[:-1], heads, dtype=weight.dtype, device=values.device)
     per_program = 64 if rows >= 2048 else 16
     _gate_logits(
-        -(-rows // per_program),
+        (-(-rows // per_program),),
         (values, x.scales.contiguous(), weight, bias, out),
         (rows, width),
         (heads, per_program, GATE_CHANNELS),
@@ -180,7 +180,9 @@ def gelu_quantised(x: Tensor) -> Activation:
     width = x.shape[-1]
     block = power_of_2_from(width)
     quantised = _empty(x)
-    _gelu_quantised(x.numel() // width, (x, *quantised), (width,), (block,), num_warps=max(1, min(16, block // 1024)))
+    _gelu_quantised(
+        (x.numel() // width,), (x, *quantised), (width,), (block,), num_warps=max(1, min(16, block // 1024))
+    )
     return Activation(None, quantised)
 
 

@@ -1,4 +1,4 @@
-"""Launching Triton's kernels a thousand times in each call of the DiT.
+"""Launching Triton's kernels, a thousand times in each call of the DiT.
 
 Triton finds out at every launch which of a kernel's compiled forms serves: for 40 parameters that takes Python longer
 than a small kernel takes the GPU. Here a form that has served once is launched again by what tells it from the others.
@@ -21,6 +21,8 @@ logger = logging.getLogger("ltx2.kernels")
 
 # Triton compiles a form of its own for pointers that are no multiple of this
 ALIGNMENT = 16
+# A product and a sum may be rounded once. Triton's default up to 3.9, which warns that it will change
+OPTIONS = {"enable_fp_fusion": True}
 
 
 class Launched:
@@ -39,15 +41,15 @@ class Launched:
 
     def __call__(
         self,
-        programs: int,
+        grid: tuple[int, ...],
         pointers: Sequence[Tensor | None],
         numbers: Sequence[float],
         constants: tuple[Hashable, ...],
         num_warps: int,
     ) -> None:
-        """Launches ``programs`` of them on the current stream."""
+        """Launches a grid of one or two dimensions on the current stream."""
         if not self._compiles:
-            self.kernel[(programs,)](*pointers, *numbers, *constants, num_warps=num_warps)
+            self.kernel[grid](*pointers, *numbers, *constants, num_warps=num_warps)
             return
         device = driver.active.get_current_device()
         dtypes = tuple([None if pointer is None else pointer.dtype for pointer in pointers])
@@ -56,9 +58,9 @@ class Launched:
         aligned = not any([address and address % ALIGNMENT for address in addresses])
         compiled = self._compiled.get(form) if aligned else None
         if compiled is not None:
-            launch_compiled(compiled, programs, device, *addresses, *numbers, *constants)
+            launch_compiled(compiled, grid, device, *addresses, *numbers, *constants)
             return
-        compiled = self.kernel[(programs,)](*pointers, *numbers, *constants, num_warps=num_warps)
+        compiled = self.kernel[grid](*pointers, *numbers, *constants, num_warps=num_warps, **OPTIONS)
         if aligned and launches_again(device):
             self._compiled[form] = compiled
 
@@ -87,13 +89,14 @@ def power_of_2_from(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def launch_compiled(kernel: Any, programs: int, device: int, *arguments: Any) -> None:
+def launch_compiled(kernel: Any, grid: tuple[int, ...], device: int, *arguments: Any) -> None:
     """Launches what Triton has compiled, with addresses for pointers, as Triton does when it has found it.
 
     Profilers' hooks are left out.
     """
+    x, y, z = (*grid, 1, 1)[:3]
     stream = driver.active.get_current_stream(device)
-    kernel.run(programs, 1, 1, stream, kernel.function, kernel.packed_metadata, None, None, None, *arguments)
+    kernel.run(x, y, z, stream, kernel.function, kernel.packed_metadata, None, None, None, *arguments)
 
 
 @lru_cache(maxsize=8)

@@ -203,7 +203,7 @@ def residual_norm(
     block = power_of_2_from(width)
     forms = [*needs, *[Needs(False, False)] * (2 - len(needs))]
     _residual_norm(
-        -(-rows // per_program),
+        (-(-rows // per_program),),
         (
             x,
             update.contiguous() if update is not None else None,

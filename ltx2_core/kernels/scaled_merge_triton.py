@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launched, power_of_2_from
 from .quantise import FP8_MAX, SMALLEST
 
 SMALLEST_MAX = tl.constexpr(SMALLEST)
 INVERSE_MAX = tl.constexpr(1 / FP8_MAX)
 
 
-@triton.jit
+@launched(pointers=3, any_number=["factor"])
 def _add_rows(weight, scale, change, factor, D, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -28,5 +28,5 @@ def _add_rows(weight, scale, change, factor, D, BLOCK: tl.constexpr):
 def add_rows(weight: Tensor, scale: Tensor, change: Tensor, factor: float) -> None:
     """Adds ``factor * change``, (out, in), to the rows that ``weight * scale`` stands for; both are written anew."""
     rows, width = weight.shape
-    block = triton.next_power_of_2(width)
-    _add_rows[(rows,)](weight, scale, change, factor, width, BLOCK=block, num_warps=max(1, min(16, block // 1024)))
+    block = power_of_2_from(width)
+    _add_rows((rows,), (weight, scale, change), (factor, width), (block,), num_warps=max(1, min(16, block // 1024)))

@@ -9,9 +9,10 @@ whether 16 divides it: a vocoder has eleven of them, and each version of this ke
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+
+from .launch import launched, power_of_2_from
 
 TILE = 2048  # samples that a program takes, of all its channels together
 CHANNELS = 32  # that a program takes at most: what one access to memory brings in float32
@@ -20,7 +21,7 @@ WARPS = 8
 PAIRS = 6  # of taps: one filter for the even samples of the doubled signal, one for the odd ones
 
 
-@triton.jit(do_not_specialize=["length"])
+@launched(pointers=8, any_number=["length"])
 def _snake(
     x, bias, alpha, beta, up, down, scratch, out, length, C, eps, BIASED: tl.constexpr, REACH: tl.constexpr,
     PAIRS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -90,12 +91,15 @@ def anti_aliased_snake(
     x = x.transpose(1, 2).contiguous()
     batch, length, channels = x.shape
     out = torch.empty_like(x)
-    block = min(CHANNELS, triton.next_power_of_2(channels))
+    block = min(CHANNELS, power_of_2_from(channels))
     rows = TILE // block
-    grid = batch * triton.cdiv(channels, block), triton.cdiv(length, rows - 2 * REACH)
+    grid = batch * -(-channels // block), -(-length // (rows - 2 * REACH))
     scratch = torch.empty(grid[0] * grid[1] * 2 * rows * block, dtype=torch.float32, device=x.device)
-    _snake[grid](
-        x, x if bias is None else bias, alpha, beta, up, down, scratch, out, length, channels, eps,
-        BIASED=bias is not None, REACH=REACH, PAIRS=PAIRS, ROWS=rows, BLOCK=block, num_warps=WARPS,
-    )  # fmt: skip
+    _snake(
+        grid,
+        (x, x if bias is None else bias, alpha, beta, up, down, scratch, out),
+        (length, channels, eps),
+        (bias is not None, REACH, PAIRS, rows, block),
+        num_warps=WARPS,
+    )
     return out.transpose(1, 2)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch_compiled
+from .launch import OPTIONS, launch_compiled
 
 SIZE = 16
 
@@ -21,15 +21,15 @@ def _trial(out, start, SIZE: tl.constexpr):
 def trial(device: torch.device) -> Tensor:
     """Compiles and launches a kernel; raises whatever Triton raises. The result counts from 0 to 15."""
     out = _empty(device)
-    _trial[(1,)](out, 0, SIZE=SIZE)
+    _trial[(1,)](out, 0, SIZE=SIZE, **OPTIONS)
     return out
 
 
 def trial_again(device: torch.device) -> bool:
     """Whether the compiled kernel, launched by an address, does its work; raises whatever Triton raises."""
     out = _empty(device)
-    compiled = _trial[(1,)](_empty(device), 0, SIZE=SIZE)
-    launch_compiled(compiled, 1, device.index, out.data_ptr(), SIZE, SIZE)
+    compiled = _trial[(1,)](_empty(device), 0, SIZE=SIZE, **OPTIONS)
+    launch_compiled(compiled, (1,), device.index, out.data_ptr(), SIZE, SIZE)
     # Asking for the numbers would be taken for a wait that somebody forgot
     numbers = out.to("cpu", non_blocking=True)
     torch.cuda.current_stream(device).synchronize()

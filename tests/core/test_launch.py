@@ -29,7 +29,7 @@ class Kernel(triton.JITFunction):  # type: ignore[misc]
         self.launches: list[Any] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def run(*arguments: Any, num_warps: int) -> Any:
+        def run(*arguments: Any, num_warps: int, enable_fp_fusion: bool) -> Any:
             self.launches.append(("Triton", grid, arguments, num_warps))
             return SimpleNamespace(run=self._again, function="function", packed_metadata="metadata")
 
@@ -57,7 +57,7 @@ def tensors(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
 
 
 def call(kernel: Launched, **changes: Any) -> None:
-    usual = {"programs": 5, "pointers": tensors(), "numbers": (3, 4, 0.5), "constants": (True, 64), "num_warps": 4}
+    usual = {"grid": (5,), "pointers": tensors(), "numbers": (3, 4, 0.5), "constants": (True, 64), "num_warps": 4}
     kernel(**{**usual, **changes})
 
 
@@ -67,10 +67,10 @@ def test_a_form_that_has_served_is_launched_by_addresses(device: SimpleNamespace
     first, second = tensors(), tensors()
     call(ours, pointers=first)
     # Another number of programs, and another number where any may be: the same form
-    call(ours, pointers=second, programs=6, numbers=(3, 16, 0.5))
+    call(ours, pointers=second, grid=(6, 2), numbers=(3, 16, 0.5))
     assert kernel.launches[0] == ("Triton", (5,), (*first, 3, 4, 0.5, True, 64), 4)
     addresses = [tensor.data_ptr() for tensor in second]
-    head = (6, 1, 1, STREAM, "function", "metadata", None, None, None)
+    head = (6, 2, 1, STREAM, "function", "metadata", None, None, None)
     assert kernel.launches[1:] == [("again", (*head, *addresses, 3, 16, 0.5, True, 64))]
 
 
@@ -122,7 +122,8 @@ def test_a_triton_of_another_kind_launches_as_it_does(device: SimpleNamespace, m
     assert kernel.ways == ["Triton"] * 3
 
 
-def test_a_trial_that_fails_is_no_error() -> None:
+def test_a_trial_that_fails_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     if torch.cuda.is_available():
         pytest.skip("the trial works on a GPU, see tests/gpu")
     launch.launches_again.cache_clear()
@@ -148,10 +149,18 @@ def test_positions_of_numbers_are_counted_behind_the_pointers(monkeypatch: pytes
         ("heads", "_gate_heads", "D", "D"),
         ("heads", "_gate_logits", "rows", "D"),
         ("heads", "_gelu_quantised", "D", "D"),
+        ("scaled_merge", "_add_rows", "factor", "D"),
+        ("frames", "_window", "rows", "eps"),
+        ("frames", "_add", "rows", ""),
+        ("frames", "_unfold", "rows", ""),
+        ("frames", "_to_bytes", "height", ""),
+        ("groups", "_moments", "rows", ""),
+        ("groups", "_apply", "rows", "eps"),
+        ("snake", "_snake", "length", "C eps"),
     ],
     ids=lambda value: value if value.startswith("_") else "",
 )
-def test_no_kernel_of_the_transformer_has_a_form_for_each_number_of_tokens(
+def test_no_kernel_has_a_form_for_each_size_of_a_clip(
     monkeypatch: pytest.MonkeyPatch, module: str, name: str, first: str, specialised: str
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # other tests of this process interpret these kernels
