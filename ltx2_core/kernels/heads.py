@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ..types import Rope
 from .activation import Activation, Needs
 from .availability import fused
+from .products import through
 from .quantise import quantise_rows
 
 # Of the tokens, that the kernel of the gates takes at a time
@@ -55,7 +56,7 @@ def gates_need(layer: nn.Module | None, queries: Needs) -> Needs:
 def gate_logits(x: Activation, layer: nn.Module) -> Tensor:
     """(B, T, heads) of a linear layer with few outputs."""
     if x.plain is not None:
-        return layer(x.plain)  # type: ignore[no-any-return]
+        return through(layer, x.plain)
     assert x.quantised is not None
     values, scales = x.quantised
     weight, bias = layer.weight, layer.bias
