@@ -70,27 +70,38 @@ class ScaledLinear(nn.Linear):
             return F.linear(x, self.dequantised(x.dtype), self.bias)
         if not isinstance(x, Quantised):
             x = quantise_rows(x)
-        lead = x.values.shape[:-1]
+        shape = x.values.shape
         values, scales = x.values.reshape(-1, self.in_features), x.scales.reshape(-1, 1)
-        rows = len(values)
-        missing = LEAST_ROWS_OF_WIDE - rows
-        if missing > 0 and self.in_features >= WIDE:
-            values, scales = (F.pad(part, (0, 0, 0, missing)) for part in (values.view(torch.uint8), scales))
-            values = values.view(FP8)
+        if self.in_features >= WIDE and len(values) < LEAST_ROWS_OF_WIDE:
+            rows = len(values)
+            values, scales = _more_rows(values.view(torch.uint8)).view(FP8), _more_rows(scales)
+            return self._product(values, scales)[:rows].view(*shape[:-1], self.out_features)
+        return self._product(values, scales).view(*shape[:-1], self.out_features)
+
+    def _product(self, values: Tensor, scales: Tensor) -> Tensor:
+        # A module looks for its tensors in three places each time, and there are 640 products in a call of the DiT
+        own = self._parameters
+        weight, scale = own["weight"], own["weight_scale"]
+        assert weight is not None
+        assert scale is not None
         product: Tensor = torch._scaled_mm(
             values,
-            self.weight.t(),
+            weight.t(),
             scale_a=scales,
-            scale_b=self.weight_scale[None],
-            bias=self.bias,
+            scale_b=scale.unsqueeze(0),
+            bias=own.get("bias"),
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
-        return torch.unflatten(product[:rows], 0, lead)
+        return product
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight that the layer stands for, (out, in); multiplied in float32 and rounded once."""
         return dequantised(self.weight, self.weight_scale, dtype)
+
+
+def _more_rows(part: Tensor) -> Tensor:
+    return F.pad(part, (0, 0, 0, LEAST_ROWS_OF_WIDE - len(part)))
 
 
 def scale_layers(module: nn.Module, paths: Iterable[str], full_precision: Iterable[str] = ()) -> None:
