@@ -53,10 +53,20 @@ def test_replays_equal_plain_calls(stage: TinyStage, separate: bool, image: bool
 
 
 def test_two_lanes_equal_one(stage: TinyStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[type[lanes.Lanes]] = []
+
+    def seen(tokens: Tensor, items: int) -> lanes.Lanes:
+        found = lanes.lanes_for(tokens, items)
+        chosen.append(type(found))
+        return found
+
     with torch.inference_mode():
-        two = results(stage, False)
+        monkeypatch.setattr(transformer_model, "lanes_for", seen)
+        two = results(stage, True)
         monkeypatch.setattr(transformer_model, "lanes_for", lambda tokens, items: lanes.Lanes())
-        one = results(stage, False)
+        one = results(stage, True)
+    # The first call runs as it is, the second is captured
+    assert chosen == [lanes.Lanes, lanes.TwoLanes]
     for first, second in zip(one, two, strict=True):
         assert torch.equal(first, second)
 
