@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from .dit import follows_flops
+from .shapes import SHAPES
+from .synthetic_models import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
 NOT_MEASURED = "Not measured yet."
+_SWEPT = ("sizes", "lengths")
 _SECTION = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = Mapping[str, Any]
@@ -46,12 +49,21 @@ def rendered(page: str, results: Results) -> str:
 
 
 def _rows(results: Results, benchmark: str, *keys: str) -> list[Row]:
-    """Rows of all files, each thing once, where it stood first."""
+    """Rows of all files, each thing once, where it stood first; with the FlashAttention that was installed, and whether
+    it was its process' first."""
     found: dict[Any, Row] = {}
     for figures in results.get(benchmark, ()):
-        for row in figures["rows"]:
-            found[json.dumps([row[key] for key in keys])] = row
+        flash = figures["machine"].get("flash_attention")
+        for number, row in enumerate(figures["rows"]):
+            more = {"flash": flash, "first": number == 0}
+            found[json.dumps([*(row[key] for key in keys), flash])] = {**row, **more}
     return list(found.values())
+
+
+def _by_shape(rows: Iterable[Row]) -> list[Row]:
+    """In the order of the shapes; what is measured with FlashAttention behind what is not."""
+    names = list(SHAPES)
+    return sorted(rows, key=lambda row: (names.index(row["shape"]), row["flash"] or ""))
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -125,16 +137,19 @@ def _last_ceilings(results: Results) -> Row | None:
     return (alone or beside or [None])[-1]
 
 
-def _steps(results: Results) -> list[Row]:
+def _measured(results: Results) -> list[Row]:
     return _rows(results, "dit", "shape", "precision", "kernels")
+
+
+def _steps(results: Results) -> list[Row]:
+    rows = [row for row in _measured(results) if row["what"] not in _SWEPT]
+    return sorted(_by_shape(rows), key=lambda row: PRECISIONS.index(row["precision"]))
 
 
 def _dit(results: Results) -> str:
     rows = []
     for row in _steps(results):
-        if row["what"] in ("sizes", "lengths"):
-            continue
-        cells = [f"{row['shape']}: {row['what']}", row["precision"], row["kernels"]]
+        cells = [f"{row['shape']}: {row['what']}", row["precision"], row["kernels"], row["flash"] or "-"]
         cells.append(f"{row['tflop']:,.1f} of {row['tflop_unshared']:,.1f}")
         if "error" in row:
             rows.append([*cells, row["error"], *["-"] * 6])
@@ -151,7 +166,9 @@ def _dit(results: Results) -> str:
             f"{difference['video']:.2%}, {difference['audio']:.2%}" if difference else "-",
         ]
         rows.append(cells)
-    header = "step|linears|kernels|TFLOP, of those without sharing|floor, ms|ms|times the floor|TFLOP/s|launches"
+    header = (
+        "step|linears|kernels|flash-attn|TFLOP, of those without sharing|floor, ms|ms|times the floor|TFLOP/s|launches"
+    )
     return _table([*header.split("|"), "GB beyond weights", "off float32: video, audio"], rows)
 
 
@@ -160,15 +177,17 @@ def _busy(results: Results) -> str:
     rows = []
     for row in _steps(results):
         launched = row.get("launches")
-        if launched and row["what"] not in ("sizes", "lengths"):
+        if launched:
             ms = [launched["ms"].get(kind, 0.0) for kind in kinds if kind != "convolution"]
-            cells = [row["shape"], row["precision"], row["kernels"], *(f"{of:,.1f}" for of in ms)]
+            cells = [row["shape"], row["precision"], row["kernels"], row["flash"] or "-", *(f"{of:,.1f}" for of in ms)]
             rows.append([*cells, f"{row['guided_ms']['host']:,.1f}"])
-    return _table(["step", "linears", "kernels", "matmul, ms", "attention, ms", "other, ms", "host, ms"], rows)
+    return _table(
+        ["step", "linears", "kernels", "flash-attn", "matmul, ms", "attention, ms", "other, ms", "host, ms"], rows
+    )
 
 
 def _sweep(results: Results) -> str:
-    swept = [row for row in _steps(results) if row["what"] in ("sizes", "lengths")]
+    swept = [row for row in _measured(results) if row["what"] in _SWEPT]
     rows = [
         [
             row["shape"],
@@ -212,12 +231,11 @@ def _runs(results: Results) -> list[Row]:
 
 def _e2e(results: Results) -> str:
     rows = []
-    begun = {id(figures["rows"][0]) for figures in results.get("e2e", ()) if figures["rows"]}
     for row in _runs(results):
         warm = row["warm"]
         cells = [f"{row['recipe']}, {_size(row)}", row["precision"], row["mode"], _spread(warm["total_s"], 2)]
         cells += [_or_dash(warm["stages"].get(stage, {}).get("ms")) for stage in _STAGES]
-        first = f"{row['first_run']['total_s']:.1f}{', of the process' if id(row) in begun else ''}"
+        first = f"{row['first_run']['total_s']:.1f}{', of the process' if row['first'] else ''}"
         rows.append([*cells, f"{warm['peak_bytes'] / 1e9:.1f}", first])
     stages = [f"{stage.replace('_', ' ')}, ms" for stage in _STAGES]
     return _table(["run", "linears", "mode", "warm, s", *stages, "peak, GB", "first run, s"], rows)
@@ -240,10 +258,12 @@ _CONTESTANTS = ("ours eager", "diffusers", "diffusers compiled", "ltx-core", "lt
 
 def _peers(results: Results) -> str:
     rows = []
-    for row in _rows(results, "peers", "shape"):
-        rows.append([f"{row['shape']}: {row['what']}", f"{row['floor_ms']:,.1f}", *_compared(row)])
+    for row in _by_shape(_rows(results, "peers", "shape")):
+        cells = [f"{row['shape']}: {row['what']}", row["flash"] or "-", f"{row['floor_ms']:,.1f}"]
+        rows.append([*cells, *_compared(row)])
     return _table(
-        ["step", "floor, ms", "ours, ms", *(f"{name}, ms" for name in _CONTESTANTS), "ours / best peer"], rows
+        ["step", "flash-attn", "floor, ms", "ours, ms", *(f"{name}, ms" for name in _CONTESTANTS), "ours / best peer"],
+        rows,
     )
 
 

@@ -87,10 +87,21 @@ def test_the_last_file_counts() -> None:
     results = {"peers": [peers(10.0, 12.0), peers(30.0, shape="B"), peers(14.0)]}
     first, second = cells(page.TABLES["peers"](results))
     assert first[0] == "A1: one pass" and second[0] == "B: one pass"
-    assert first[2] == "14.0 (14.0 to 14.0)" and first[-1] == "0.700 (0.700 to 0.700), diffusers"
-    assert first[6] == "out of memory" and first[5] == "-"
+    assert first[3] == "14.0 (14.0 to 14.0)" and first[-1] == "0.700 (0.700 to 0.700), diffusers"
+    assert first[7] == "out of memory" and first[6] == "-"
     (video,) = cells(page.TABLES["peers-video"](results))
     assert video[0] == "128x64x9" and video[-1].startswith("0.700")
+
+
+def test_what_is_measured_with_flash_attention_has_a_row_of_its_own() -> None:
+    with_it = peers(8.0) | {"machine": MACHINE | {"flash_attention": "4.0"}}
+    first, second, third = cells(page.TABLES["peers"]({"peers": [peers(9.0, shape="B"), with_it, peers(10.0)]}))
+    assert [row[:2] for row in (first, second, third)] == [
+        ["A1: one pass", "-"],
+        ["A1: one pass", "4.0"],
+        ["B: one pass", "-"],
+    ]
+    assert (first[3][:4], second[3][:3]) == ("10.0", "8.0")
 
 
 def test_runs_and_what_fp8_changes() -> None:
