@@ -16,12 +16,12 @@ from ...types import BatchItem, CrossTimestepRule, Rope, StreamInput
 
 logger = logging.getLogger("ltx2.kernels")
 
-# Tokens times batch items up to which calls are captured. One H200: one pass of 1,536 tokens takes 86 ms as a graph and
-# 111 ms as it is, the time that Python takes to launch it. With 6,144 rows both take the same, and Python 65 to 190 ms
-# of 260 to 340, which a slower CPU may not have; a graph keeps its own activations, 0.7 GB of these
+# Tokens times batch items up to which calls are captured. One H200: one pass of 1,536 tokens takes 85 ms as a graph and
+# 100 ms as it is, the time that Python takes to launch it; in fp8 60 and 130. With 6,144 rows a graph is 2% ahead, and
+# Python takes 190 of 258 ms, in fp8 150 of 176, which a slower CPU may not have; it keeps its activations, 0.7 GB
 MOST_ROWS = 8_192
 # Calls of a kind from which one is captured. Capturing takes Python three quarters of a call's time, and the GPU may
-# have to wait; a replay gives back what Python takes longer than the GPU: a quarter at 1,536 tokens, nothing at 6,144
+# have to wait; a replay gives back what Python takes longer than the GPU: at 1,536 tokens 15 to 70 ms, few at 6,144
 LEAST_CALLS = 6
 
 Velocities = tuple[Tensor | None, Tensor | None]
