@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from ..device_manager.host_memory import PinnedBudget
 from ..device_manager.modes import Mode
 from ..device_manager.streams import Streams
 from ..device_manager.switched import Switched, SwitchedSpec
+from ..ltx2_core.errors import SettingError
 from ..ltx2_core.loading.checkpoint import SafetensorsFile
 from ..ltx2_core.loading.reading import read_into
 from ..ltx2_core.loading.synthetic import Variant
@@ -31,8 +33,23 @@ _BLOCK = 64 * 2**20
 _THREADS = 4  # as many as the loader reads with
 
 
+def check_room(generation: Variant, path: Path) -> None:
+    """Raises :class:`SettingError` where the disk has no room for the checkpoint."""
+    needed, free = (
+        SyntheticModels(generation).component_bytes(Component.TRANSFORMER),
+        shutil.disk_usage(path.parent).free,
+    )
+    if needed > free:
+        problem = f"needs {needed / 1e9:.0f} GB of the disk, and {free / 1e9:.0f} GB are free"
+        raise SettingError("file", path, problem, "Name a file on a larger disk.")
+
+
 def run(generation: Variant, path: Path) -> dict[str, Any]:
-    """Writes the checkpoint to ``path``, reads it alone and loads it, each from the disk and from the page cache."""
+    """Writes the checkpoint to ``path``, reads it alone and loads it, each from the disk and from the page cache.
+
+    Raises:
+        FileExistsError: ``path`` is there already.
+    """
     models = SyntheticModels(generation)
     shapes = {name: tuple(t.shape) for name, t in models.skeleton(Component.TRANSFORMER).state_dict().items()}
     nbytes = _write(path, shapes)
@@ -61,7 +78,7 @@ def _write(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     block = os.urandom(_BLOCK)
-    with path.open("wb") as stream:
+    with path.open("xb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for at in range(0, end, _BLOCK):
             stream.write(block[: min(_BLOCK, end - at)])

@@ -55,6 +55,13 @@ class ModesBenchmark:
         recipe = official_recipe(self.recipe, self.generation, models.num_layers)
         return GenerationRequest(prompt=FIRST, recipe=recipe, width=size.width, height=size.height, frames=size.frames)
 
+    def check(self) -> None:
+        """Raises :class:`SettingError` where a size or the recipe cannot work."""
+        models = SyntheticModels(self.generation, precision=self.precision)
+        manager: Any = None  # nothing of it is asked before a run
+        for size in self.sizes:
+            Pipeline(models, manager).validate(self.request(models, size))
+
     def run(self, save: Callable[[dict[str, Any]], None]) -> None:
         """All modes and caps; ``save`` takes the figures after each of them."""
         figures: dict[str, Any] = {"machine": machine(), "modes": [], "capped": []}

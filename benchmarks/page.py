@@ -49,14 +49,14 @@ def rendered(page: str, results: Results) -> str:
 
 
 def _rows(results: Results, benchmark: str, *keys: str) -> list[Row]:
-    """Rows of all files, each thing once, where it stood first; with the FlashAttention that was installed, and whether
-    it was its process' first."""
+    """Rows of all files, each thing once, where it stood first. Added to them: ``flash``, the release of FlashAttention
+    that was installed (it may be a key), and ``first``, whether a row was its process' first."""
     found: dict[Any, Row] = {}
     for figures in results.get(benchmark, ()):
         flash = figures["machine"].get("flash_attention")
         for number, row in enumerate(figures["rows"]):
             more = {"flash": flash, "first": number == 0}
-            found[json.dumps([*(row[key] for key in keys), flash])] = {**row, **more}
+            found[json.dumps([{**row, **more}[key] for key in keys])] = {**row, **more}
     return list(found.values())
 
 
@@ -138,7 +138,7 @@ def _last_ceilings(results: Results) -> Row | None:
 
 
 def _measured(results: Results) -> list[Row]:
-    return _rows(results, "dit", "shape", "precision", "kernels")
+    return _rows(results, "dit", "shape", "precision", "kernels", "flash")
 
 
 def _steps(results: Results) -> list[Row]:
@@ -187,7 +187,7 @@ def _busy(results: Results) -> str:
 
 
 def _sweep(results: Results) -> str:
-    swept = [row for row in _measured(results) if row["what"] in _SWEPT]
+    swept = [row for row in _measured(results) if row["what"] in _SWEPT and row["flash"] is None]
     rows = [
         [
             row["shape"],
@@ -258,7 +258,7 @@ _CONTESTANTS = ("ours eager", "diffusers", "diffusers compiled", "ltx-core", "lt
 
 def _peers(results: Results) -> str:
     rows = []
-    for row in _by_shape(_rows(results, "peers", "shape")):
+    for row in _by_shape(_rows(results, "peers", "shape", "flash")):
         cells = [f"{row['shape']}: {row['what']}", row["flash"] or "-", f"{row['floor_ms']:,.1f}"]
         rows.append([*cells, *_compared(row)])
     return _table(

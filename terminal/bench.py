@@ -43,13 +43,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes.add_argument("--sizes", default=_SIZES, metavar="WxH,WxH", help=f"of the clips (default {_SIZES})")
     modes.add_argument("--frames", type=int, default=DEFAULT_FRAMES, metavar="N")
     modes.add_argument(
-        "--modes", default=",".join(MODE_NAMES[1:]), metavar="M,M", help="device modes; the first is compared with"
+        "--modes",
+        default=",".join(MODE_NAMES[1:]),
+        metavar="M,M",
+        help=f"of {', '.join(MODE_NAMES)} (default: all but auto); the first is compared with",
     )
     modes.add_argument("--caps", default="", metavar="GB,GB", help="also: auto, held to so much GPU memory")
     modes.add_argument("--precision", choices=_PRECISIONS, default="bf16", help="of the linears (default bf16)")
-    load = benchmarks.add_parser("load", allow_abbrev=False, help="a checkpoint from disk into a host snapshot")
+    load = benchmarks.add_parser("load", allow_abbrev=False, help="how fast a checkpoint comes into a host snapshot")
     _shared(load)
-    load.add_argument("--file", type=Path, required=True, metavar="F", help="38 GB are written there, and stay")
+    load.add_argument("--file", type=Path, required=True, metavar="F", help="a new file: 38 GB are written, and stay")
     ceilings = benchmarks.add_parser("ceilings", allow_abbrev=False, help="matrix products, attention and copies alone")
     _shared(ceilings)
     dit = benchmarks.add_parser("dit", allow_abbrev=False, help="steps of the transformer, shape by shape")
@@ -78,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     e2e.add_argument("--compare", choices=_PRECISIONS, help="then runs in this precision, and how the results differ")
     _repeated(e2e, 3)
     peers = benchmarks.add_parser("peers", allow_abbrev=False, help="beside diffusers and ltx-core, with our weights")
+    peers.description = "Needs diffusers and ltx-core beside the pack: what is not installed is left out, and named."
     _shared(peers)
     peers.add_argument("--shapes", default=_DIT_SHAPES, metavar="S,S", help=f"of {_DIT_SHAPES} (the default)")
     peers.add_argument("--contestants", default=_CONTESTANTS, metavar="C,C", help=f"of {_CONTESTANTS} (the default)")
@@ -106,8 +110,7 @@ def bench(arguments: argparse.Namespace) -> None:
     Raises:
         SettingError: a value is unusable, or there is no GPU.
     """
-    if not arguments.out.parent.is_dir():
-        raise SettingError("out", arguments.out, "lies in a folder that does not exist", "Make the folder first.")
+    _check_file("out", arguments.out)
     work = _WORK[arguments.benchmark](arguments)
     _require_gpu()
 
@@ -121,7 +124,19 @@ def bench(arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"{arguments.out}\n")
 
 
+def _check_file(setting: str, path: Path) -> None:
+    """Raises :class:`SettingError` where no file can be written."""
+    if path.is_dir() or not path.name:
+        raise SettingError(setting, path, "is a folder", "Name a file in it.")
+    if not path.parent.is_dir():
+        raise SettingError(setting, path, "lies in a folder that does not exist", "Make the folder first.")
+
+
 def _load(arguments: argparse.Namespace) -> Work:
+    _check_file("file", arguments.file)
+    if arguments.file.exists():
+        raise SettingError("file", arguments.file, "is there already, and is never replaced", "Name a new file.")
+    _benchmark("load").check_room(arguments.generation, arguments.file)
     return lambda save: save(_benchmark("load").run(arguments.generation, arguments.file))
 
 
@@ -130,21 +145,24 @@ def _ceilings(arguments: argparse.Namespace) -> Work:
 
 
 def _modes(arguments: argparse.Namespace) -> Work:
-    modes = tuple(filter(None, arguments.modes.split(",")))
+    modes = _names(arguments.modes)
     for mode in modes:
         if mode not in MODE_NAMES:
             raise SettingError("modes", mode, "is no device mode", f"Choose from: {', '.join(MODE_NAMES)}.")
     try:
-        caps = tuple(float(cap) for cap in filter(None, arguments.caps.split(",")))
+        caps = tuple(float(cap) for cap in _names(arguments.caps))
         if not all(cap > 0 for cap in caps):
             raise ValueError("a cap is not above 0")
     except ValueError as error:
         problem = "must be numbers of GB above 0"
         raise SettingError("caps", arguments.caps, problem, "For example: --caps 60,48.") from error
+    if not (modes or caps):
+        raise SettingError("modes", arguments.modes, "names none, and there are no caps", "Leave it out for all modes.")
     sizes = _sizes("sizes", arguments.sizes, arguments.frames)
     benchmark = _benchmark("modes").ModesBenchmark(
         arguments.generation, arguments.recipe, sizes, modes, caps, arguments.precision
     )
+    benchmark.check()
     work: Work = benchmark.run
     return work
 
@@ -230,9 +248,14 @@ def _check_repeated(arguments: argparse.Namespace) -> None:
         raise SettingError("limit-s", arguments.limit_s, "must be above 0", "Leave it out for no limit.")
 
 
+def _names(value: str) -> tuple[str, ...]:
+    """What stands between commas, without repetition."""
+    return tuple(dict.fromkeys(filter(None, map(str.strip, value.split(",")))))
+
+
 def _chosen(setting: str, value: str, choices: Collection[str]) -> tuple[str, ...]:
     """Names by commas, each of them known, without repetition."""
-    chosen = tuple(dict.fromkeys(filter(None, value.split(","))))
+    chosen = _names(value)
     for name in chosen or (value,):
         if name not in choices:
             raise SettingError(setting, name, "is not known", f"Choose from: {', '.join(choices)}.")
@@ -250,7 +273,7 @@ def _sizes(setting: str, value: str, frames: int) -> tuple[VideoSize, ...]:
     from ..ltx2_core.types import VideoSize
 
     try:
-        pairs = [tuple(map(int, size.split("x"))) for size in value.split(",")]
+        pairs = [tuple(map(int, size.split("x"))) for size in _names(value) or (value,)]
         return tuple(VideoSize(frames, height, width) for width, height in pairs)
     except ValueError as error:
         raise SettingError(setting, value, "must be WxH, by commas", f"For example: {_SIZES}.") from error
@@ -270,4 +293,7 @@ def _require_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise LTX2Error("ltx2 bench needs an NVIDIA GPU, and torch finds none")
+        raise LTX2Error(
+            "ltx2 bench needs an NVIDIA GPU, and torch finds none. Run it where nvidia-smi lists one, with a PyTorch "
+            "for CUDA."
+        )

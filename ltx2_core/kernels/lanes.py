@@ -6,6 +6,7 @@ only where they hear each other.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
@@ -19,7 +20,7 @@ from .availability import fused
 # Tokens times batch items of the video stream up to which two lanes pay. One H200, as CUDA graphs: 1,536 rows 85.5 ms
 # instead of 88.9; 6,144 rows 0.2 to 1.3% slower, since large products take the whole GPU and wait for what is on it.
 # Where Python launches so few rows the GPU waits for it, and two lanes give it more to do: 1,536 rows 107 ms instead of
-# 100, in fp8 148 instead of 122
+# 100, in fp8 148 instead of 122 to 130
 MOST_ROWS = 4096
 
 
@@ -45,7 +46,7 @@ class TwoLanes(Lanes):
     """The audio stream's work on a CUDA stream of its own, beside the current one."""
 
     def __init__(self, device: torch.device) -> None:
-        self._main, self._side = torch.cuda.current_stream(device), _side_stream(device)
+        self._main, self._side = torch.cuda.current_stream(device), _side_stream(device, threading.get_ident())
         self._shared: tuple[Any, ...] = ()
 
     def begin(self) -> None:
@@ -79,5 +80,5 @@ def lanes_for(video: Tensor, items: int) -> Lanes:
 
 
 @lru_cache(maxsize=16)
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
+def _side_stream(device: torch.device, thread: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -104,6 +104,18 @@ def test_what_is_measured_with_flash_attention_has_a_row_of_its_own() -> None:
     assert (first[3][:4], second[3][:3]) == ("10.0", "8.0")
 
 
+def test_steps_by_precision_then_shape() -> None:
+    def step(shape: str, precision: str, flash: str | None = None) -> dict[str, Any]:
+        row = {"shape": shape, "what": "one pass", "precision": precision, "kernels": "auto", "tflop": 1.0}
+        row |= {"tflop_unshared": 1.0, "error": "out of memory"}
+        return {"benchmark": "dit", "machine": MACHINE | {"flash_attention": flash}, "rows": [row]}
+
+    files = [step("D", "fp8"), step("D", "bf16", "4.0"), step("D", "bf16"), step("A1", "bf16"), step("A1", "fp8")]
+    shown = [(row[1], row[0][:2].strip(":"), row[3]) for row in cells(page.TABLES["dit"]({"dit": files}))]
+    expected = [("bf16", "A1", "-"), ("bf16", "D", "-"), ("bf16", "D", "4.0"), ("fp8", "A1", "-"), ("fp8", "D", "-")]
+    assert shown == expected
+
+
 def test_runs_and_what_fp8_changes() -> None:
     def run(precision: str, **more: Any) -> dict[str, Any]:
         stages = {name: {"ms": 1000.0, "peak_bytes": 10**9} for name in ("text", "stage_1", "decode")}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ltx2_two_stage.benchmarks import load
 from ltx2_two_stage.benchmarks.synthetic_models import SyntheticModels
 from ltx2_two_stage.cli import main
+from ltx2_two_stage.ltx2_core.errors import SettingError
 from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
 from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear
 from ltx2_two_stage.ltx2_core.types import Component
@@ -24,9 +26,13 @@ from ltx2_two_stage.ltx2_core.types import Component
         (["modes", "--caps", "60,-3"], "caps = '60,-3': must be numbers of GB above 0"),
         (["modes", "--sizes", "768x512x121"], "sizes = '768x512x121': must be WxH"),
         (["modes", "--sizes", "768"], "sizes = '768': must be WxH"),
+        (["modes", "--sizes", "100x100"], "width = 100: must be a multiple of 64"),
+        (["modes", "--frames", "32"], "frames = 32: must be 8 * n + 1"),
+        (["modes", "--modes", ""], "modes = '': names none"),
         (["modes", "--precision", "fp4"], "invalid choice: 'fp4'"),
         (["modes", "--recipe", "fast"], "invalid choice: 'fast'"),
         (["load"], "the following arguments are required: --file"),
+        (["load", "--file", "nowhere/x"], "file = 'nowhere/x': lies in a folder that does not exist"),
         ([], "required: BENCHMARK"),
         (["dit", "--shapes", "A1,F"], "shapes = 'F': is not known"),
         (["dit", "--shapes", ""], "shapes = '': is not known"),
@@ -67,6 +73,38 @@ def test_without_a_gpu(benchmark: str, tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_folder_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "modes", "--out", str(tmp_path / "none" / "out.json")]) == 2
     assert "a folder that does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--file"])
+def test_a_folder_in_place_of_a_file(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = {"--out": str(tmp_path / "out.json"), "--file": str(tmp_path / "file"), option: str(tmp_path)}
+    assert main(["bench", "load", *(word for pair in paths.items() for word in pair)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_is_there_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"my checkpoint")
+    assert main(["bench", "load", "--out", str(tmp_path / "out.json"), "--file", str(path)]) == 2
+    assert "is there already, and is never replaced" in capsys.readouterr().err
+    with pytest.raises(FileExistsError):
+        load._write(path, {"a.weight": (2, 2)})
+    assert path.read_bytes() == b"my checkpoint"
+
+
+def test_a_disk_without_room_for_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load.shutil, "disk_usage", lambda path: SimpleNamespace(free=37_000_000_000))
+    with pytest.raises(SettingError, match="needs 38 GB of the disk, and 37 GB are free"):
+        load.check_room("2.3", tmp_path / "new.safetensors")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_spaces_and_a_last_comma_between_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "out.json")]
+    assert main(["bench", "dit", "--shapes", "A1, B,", "--precision", "bf16, fp8", *out]) == 2
+    assert main(["bench", "decode", "--sizes", "768x512, 1536x1024,", *out]) == 2
+    assert capsys.readouterr().err.count("needs an NVIDIA GPU") == 2
 
 
 def test_synthetic_weights_are_the_same_whenever_they_are_made() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import SettingError
-from ltx2_two_stage.ltx2_core.kernels import attention, availability
+from ltx2_two_stage.ltx2_core.kernels import attention, availability, products
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -166,3 +166,14 @@ def test_attention_on_the_cpu_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> No
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     assert torch.equal(attention.attention(q, k, v, bias), expected)
     assert not called
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_of_a_linear_layer_are_called(register: str) -> None:
+    layer, x, called = torch.nn.Linear(8, 4), torch.randn(2, 8), []
+    expected = layer(x)
+    assert torch.equal(products.through(layer, x), expected)
+    handle = getattr(layer, register)(lambda *arguments: called.append(len(arguments)))
+    assert torch.equal(products.through(layer, x), expected) and len(called) == 1
+    handle.remove()
+    assert torch.equal(products.through(layer, x), expected) and len(called) == 1

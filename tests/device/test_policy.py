@@ -1,4 +1,4 @@
-"""The choice of a mode, with the full-size LTX-2.3 figures of MEASUREMENTS.md. GB are 10**9 bytes throughout."""
+"""The choice of a mode, with figures of the full-size LTX-2.3. GB are 10**9 bytes throughout."""
 
 from __future__ import annotations
 

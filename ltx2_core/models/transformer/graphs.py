@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from ...types import BatchItem, CrossTimestepRule, Rope, StreamInput
 logger = logging.getLogger("ltx2.kernels")
 
 # Tokens times batch items up to which calls are captured. One H200: one pass of 1,536 tokens takes 85 ms as a graph and
-# 100 ms as it is, the time that Python takes to launch it; in fp8 60 and 130. With 6,144 rows a graph is 2% ahead, and
+# 100 ms as it is, the time that Python takes to launch it; in fp8 60 and 125. With 6,144 rows a graph is 2% ahead, and
 # Python takes 190 of 258 ms, in fp8 150 of 176, which a slower CPU may not have; it keeps its activations, 0.7 GB
 MOST_ROWS = 8_192
 # Calls of a kind from which one is captured. Capturing takes Python three quarters of a call's time, and the GPU may
@@ -117,7 +118,7 @@ class GraphedCalls:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream()
-        capturing = _capturing_stream(current.device)
+        capturing = _capturing_stream(current.device, threading.get_ident())
         capturing.wait_stream(current)
         # torch.cuda.graph would wait for the device and empty the allocator's cache
         with torch.cuda.stream(capturing):
@@ -132,8 +133,8 @@ class GraphedCalls:
 
 
 @lru_cache(maxsize=16)
-def _capturing_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: matrix products keep 32 MB of working memory for every stream that they were ever on."""
+def _capturing_stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    """One for all captures of a thread: products keep 32 MB of working memory for every stream they were ever on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
