@@ -6,7 +6,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,6 +26,14 @@ logger = logging.getLogger("ltx2.benchmarks")
 
 # Each is encoded anew
 _PROMPT = "a full-size benchmark, {}x{}, run {:02d}"
+
+
+def check_requests(models: SyntheticModels, requests: Iterable[GenerationRequest]) -> None:
+    """Raises :class:`SettingError` where the pipeline refuses one of them; nothing of a device is asked for that."""
+    manager: Any = None
+    pipeline = Pipeline(models, manager)
+    for request in requests:
+        pipeline.validate(request)
 
 
 @dataclass(frozen=True)
@@ -59,9 +67,7 @@ class E2EBenchmark:
     def check(self) -> None:
         """Raises :class:`SettingError` where a size or the recipe cannot work."""
         models = self.models(self.precisions[0])
-        manager: Any = None  # nothing of it is asked before a run
-        for size in self.sizes:
-            Pipeline(models, manager).validate(self.request(models, size, 0))
+        check_requests(models, (self.request(models, size, 0) for size in self.sizes))
 
     def run(self, save: Save, device: torch.device | None = None) -> JSON:
         """All precisions and sizes; ``save`` takes the figures after each run."""

@@ -35,10 +35,8 @@ _THREADS = 4  # as many as the loader reads with
 
 def check_room(generation: Variant, path: Path) -> None:
     """Raises :class:`SettingError` where the disk has no room for the checkpoint."""
-    needed, free = (
-        SyntheticModels(generation).component_bytes(Component.TRANSFORMER),
-        shutil.disk_usage(path.parent).free,
-    )
+    needed = SyntheticModels(generation).component_bytes(Component.TRANSFORMER)
+    free = shutil.disk_usage(path.parent).free
     if needed > free:
         problem = f"needs {needed / 1e9:.0f} GB of the disk, and {free / 1e9:.0f} GB are free"
         raise SettingError("file", path, problem, "Name a file on a larger disk.")

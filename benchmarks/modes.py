@@ -22,6 +22,7 @@ from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipes import Recipe, official_recipe
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.types import Component, Phase, VideoSize
+from .e2e import check_requests
 from .measure import machine
 from .synthetic_models import SyntheticModels
 
@@ -58,9 +59,7 @@ class ModesBenchmark:
     def check(self) -> None:
         """Raises :class:`SettingError` where a size or the recipe cannot work."""
         models = SyntheticModels(self.generation, precision=self.precision)
-        manager: Any = None  # nothing of it is asked before a run
-        for size in self.sizes:
-            Pipeline(models, manager).validate(self.request(models, size))
+        check_requests(models, (self.request(models, size) for size in self.sizes))
 
     def run(self, save: Callable[[dict[str, Any]], None]) -> None:
         """All modes and caps; ``save`` takes the figures after each of them."""

@@ -55,8 +55,8 @@ def _rows(results: Results, benchmark: str, *keys: str) -> list[Row]:
     for figures in results.get(benchmark, ()):
         flash = figures["machine"].get("flash_attention")
         for number, row in enumerate(figures["rows"]):
-            more = {"flash": flash, "first": number == 0}
-            found[json.dumps([{**row, **more}[key] for key in keys])] = {**row, **more}
+            told = {**row, "flash": flash, "first": number == 0}
+            found[json.dumps([told[key] for key in keys])] = told
     return list(found.values())
 
 
@@ -173,12 +173,11 @@ def _dit(results: Results) -> str:
 
 
 def _busy(results: Results) -> str:
-    kinds = ("matmul", "attention", "convolution", "other")
     rows = []
     for row in _steps(results):
         launched = row.get("launches")
         if launched:
-            ms = [launched["ms"].get(kind, 0.0) for kind in kinds if kind != "convolution"]
+            ms = [launched["ms"].get(kind, 0.0) for kind in ("matmul", "attention", "other")]
             cells = [row["shape"], row["precision"], row["kernels"], row["flash"] or "-", *(f"{of:,.1f}" for of in ms)]
             rows.append([*cells, f"{row['guided_ms']['host']:,.1f}"])
     return _table(

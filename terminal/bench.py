@@ -80,8 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     e2e.add_argument("--precision", choices=_PRECISIONS, default="bf16", help="of the linears (default bf16)")
     e2e.add_argument("--compare", choices=_PRECISIONS, help="then runs in this precision, and how the results differ")
     _repeated(e2e, 3)
-    peers = benchmarks.add_parser("peers", allow_abbrev=False, help="beside diffusers and ltx-core, with our weights")
-    peers.description = "Needs diffusers and ltx-core beside the pack: what is not installed is left out, and named."
+    peers = benchmarks.add_parser(
+        "peers",
+        allow_abbrev=False,
+        help="beside diffusers and ltx-core, with our weights",
+        description="Needs diffusers and ltx-core beside the pack: what is not installed is left out, and named.",
+    )
     _shared(peers)
     peers.add_argument("--shapes", default=_DIT_SHAPES, metavar="S,S", help=f"of {_DIT_SHAPES} (the default)")
     peers.add_argument("--contestants", default=_CONTESTANTS, metavar="C,C", help=f"of {_CONTESTANTS} (the default)")
@@ -108,28 +112,30 @@ def bench(arguments: argparse.Namespace) -> None:
     """Runs one benchmark and writes its figures, after each of its parts.
 
     Raises:
-        SettingError: a value is unusable, or there is no GPU.
+        LTX2Error: a value is unusable, or there is no GPU.
     """
+    from .results import write_whole
+
     _check_file("out", arguments.out)
     work = _WORK[arguments.benchmark](arguments)
     _require_gpu()
 
     def save(figures: dict[str, Any]) -> None:
         # What was saved before stays whole when the process is ended meanwhile
-        part = arguments.out.with_name(arguments.out.name + ".part")
-        part.write_text(json.dumps(figures, indent=2) + "\n")
-        part.replace(arguments.out)
+        text = json.dumps(figures, indent=2) + "\n"
+        write_whole(arguments.out, "out", lambda part: part.write_text(text))
 
     work(save)
     sys.stdout.write(f"{arguments.out}\n")
 
 
 def _check_file(setting: str, path: Path) -> None:
-    """Raises :class:`SettingError` where no file can be written."""
-    if path.is_dir() or not path.name:
-        raise SettingError(setting, path, "is a folder", "Name a file in it.")
+    """Raises :class:`LTX2Error` where no file can be written."""
+    from ..ltx2_core.media.mp4 import check_writable
+
     if not path.parent.is_dir():
         raise SettingError(setting, path, "lies in a folder that does not exist", "Make the folder first.")
+    check_writable(path, setting)
 
 
 def _load(arguments: argparse.Namespace) -> Work:

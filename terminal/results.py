@@ -61,18 +61,22 @@ def write_report(path: Path, report: RunReport) -> None:
         OutputError: writing failed; nothing is left behind.
     """
     text = json.dumps(asdict(report), indent=2, ensure_ascii=False, default=str) + "\n"
-    _write_whole(path, "report", lambda part: part.write_text(text, encoding="utf-8"))
+    write_whole(path, "report", lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_latents(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """The tensors of a run as safetensors; raises as :func:`write_report`."""
     from ..ltx2_core.loading.saving import save_tensors
 
-    _write_whole(path, "save-latents", lambda part: save_tensors(part, tensors))
+    write_whole(path, "save-latents", lambda part: save_tensors(part, tensors))
 
 
-def _write_whole(path: Path, setting: str, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name in the same folder and renames it; an exception or Ctrl-C leaves nothing."""
+def write_whole(path: Path, setting: str, write: Callable[[Path], object]) -> None:
+    """Writes under a temporary name in the same folder and renames it; an exception or Ctrl-C leaves nothing.
+
+    Raises:
+        OutputError: writing failed; what was there under that name still is.
+    """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         write(part)

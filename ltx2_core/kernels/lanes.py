@@ -46,7 +46,7 @@ class TwoLanes(Lanes):
     """The audio stream's work on a CUDA stream of its own, beside the current one."""
 
     def __init__(self, device: torch.device) -> None:
-        self._main, self._side = torch.cuda.current_stream(device), _side_stream(device, threading.get_ident())
+        self._main, self._side = torch.cuda.current_stream(device), stream_for("sound", device)
         self._shared: tuple[Any, ...] = ()
 
     def begin(self) -> None:
@@ -79,6 +79,12 @@ def lanes_for(video: Tensor, items: int) -> Lanes:
     return TwoLanes(video.device) if two else Lanes()
 
 
-@lru_cache(maxsize=16)
-def _side_stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+def stream_for(use: str, device: torch.device) -> torch.cuda.Stream:
+    """A CUDA stream for one use, the same one each time in a thread: matrix products keep 32 MB of working memory for
+    every stream that they were ever on."""
+    return _stream(use, device, threading.get_ident())
+
+
+@lru_cache(maxsize=32)
+def _stream(use: str, device: torch.device, thread: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

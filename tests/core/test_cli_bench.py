@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ltx2_two_stage.ltx2_core.errors import SettingError
 from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
 from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear
 from ltx2_two_stage.ltx2_core.types import Component
+from ltx2_two_stage.terminal import bench
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,25 @@ def test_without_a_gpu(benchmark: str, tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_folder_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "modes", "--out", str(tmp_path / "none" / "out.json")]) == 2
     assert "a folder that does not exist" in capsys.readouterr().err
+
+
+def test_figures_replace_older_ones_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    out.write_text("old")
+
+    def work(save: bench.Save) -> None:
+        with pytest.raises(TypeError):
+            save({"figure": object()})
+        assert out.read_text() == "old"
+        save({"figure": 1})
+
+    monkeypatch.setattr(bench, "_require_gpu", lambda: None)
+    monkeypatch.setitem(bench._WORK, "ceilings", lambda arguments: work)
+    assert main(["bench", "ceilings", "--out", str(out)]) == 0
+    assert json.loads(out.read_text()) == {"figure": 1} and list(tmp_path.iterdir()) == [out]
+    assert str(out) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", ["--out", "--file"])

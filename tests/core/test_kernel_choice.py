@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import SettingError
-from ltx2_two_stage.ltx2_core.kernels import attention, availability, products
+from ltx2_two_stage.ltx2_core.kernels import attention, availability, lanes, products
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -177,3 +178,14 @@ def test_hooks_of_a_linear_layer_are_called(register: str) -> None:
     assert torch.equal(products.through(layer, x), expected) and len(called) == 1
     handle.remove()
     assert torch.equal(products.through(layer, x), expected) and len(called) == 1
+
+
+def test_a_stream_for_each_use_in_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    lanes._stream.cache_clear()
+    mine = lanes.stream_for("sound", CPU)
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(lanes.stream_for, "sound", CPU).result()
+    assert lanes.stream_for("sound", CPU) is mine
+    assert lanes.stream_for("capture", CPU) is not mine and theirs is not mine
+    lanes._stream.cache_clear()

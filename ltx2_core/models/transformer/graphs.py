@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.availability import fused
+from ...kernels.lanes import stream_for
 from ...types import BatchItem, CrossTimestepRule, Rope, StreamInput
 
 logger = logging.getLogger("ltx2.kernels")
@@ -118,7 +117,7 @@ class GraphedCalls:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream()
-        capturing = _capturing_stream(current.device, threading.get_ident())
+        capturing = stream_for("capture", current.device)
         capturing.wait_stream(current)
         # torch.cuda.graph would wait for the device and empty the allocator's cache
         with torch.cuda.stream(capturing):
@@ -130,12 +129,6 @@ class GraphedCalls:
                 graph.capture_end()
         current.wait_stream(capturing)
         return _Captured(graph, tuple(inputs), outputs)
-
-
-@lru_cache(maxsize=16)
-def _capturing_stream(device: torch.device, thread: int) -> torch.cuda.Stream:
-    """One for all captures of a thread: products keep 32 MB of working memory for every stream they were ever on."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _holds_memory() -> bool:
