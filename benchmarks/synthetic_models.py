@@ -92,6 +92,7 @@ class SyntheticModels:
 
     dtype = torch.bfloat16
     has_upsampler = has_distilled_lora = True
+    notices = ()
 
     def __init__(self, generation: Variant, seed: int = 0, precision: str = "bf16", tiny: bool = False) -> None:
         config = tiny_config(generation) if tiny else full_size_config(generation)

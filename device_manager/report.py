@@ -23,20 +23,22 @@ _CHARACTER_WIDTH = 7.3  # of 13 px sans-serif digits and letters, on the wide si
 _BAR_HEIGHT, _MEMORY_HEIGHT, _LEGEND_ROW = 34, 90, 22
 
 
-def stage_table(records: Sequence[Mapping[str, Any]], mode: str, reason: str) -> str:
-    """An aligned text table of the stages, and the mode with its reason below it.
+def stage_table(records: Sequence[Mapping[str, Any]], mode: str, reason: str, notices: Sequence[str] = ()) -> str:
+    """An aligned text table of the stages, and the mode with its reason below it; above it what is to be read first.
 
     Args:
         records: what ``take_records`` gives: name, ms, peak_bytes, h2d_bytes and d2h_bytes of each stage.
         mode: the device mode's name.
         reason: why it was chosen, in words.
+        notices: sentences for the user.
     """
     rows = [_row(str(r["name"]), r["ms"], r["peak_bytes"], r["h2d_bytes"], r["d2h_bytes"]) for r in records]
     peak = max((r["peak_bytes"] for r in records), default=0)
     ms, to_device, to_host = (sum(r[key] for r in records) for key in ("ms", "h2d_bytes", "d2h_bytes"))
     total = _row("total", ms, peak, to_device, to_host)
     lines = _table(_HEADINGS, [*rows, total])
-    return "\n".join([*lines, "", f"mode: {mode} ({reason})"])
+    said = [*(f"Note: {notice}" for notice in notices), ""] if notices else []
+    return "\n".join([*said, *lines, "", f"mode: {mode} ({reason})"])
 
 
 def places_table(status: Mapping[str, Mapping[str, int]]) -> str:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
+from .plain_text import LONGEST_LINE, plain
+
 
 class LTX2Error(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. Its text is cleaned here (:func:`.plain_text.plain`)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -28,7 +33,7 @@ class SettingError(LTX2Error, ValueError):
     def __init__(self, setting: str, value: Any, problem: str, fix: str) -> None:
         value = str(value) if isinstance(value, PurePath) else value
         self.setting, self.value, self.problem, self.fix = setting, value, problem, fix
-        super().__init__(f"{setting} = {value!r}: {problem}. {fix}")
+        super().__init__(f"{setting} = {_shown(value)}: {problem}. {fix}")
 
 
 class ConfigError(LTX2Error, ValueError):
@@ -36,7 +41,7 @@ class ConfigError(LTX2Error, ValueError):
 
     def __init__(self, key: str, value: Any, problem: str, fix: str) -> None:
         self.key, self.value, self.problem, self.fix = key, value, problem, fix
-        super().__init__(f"config key {key} = {value!r}: {problem}. {fix}")
+        super().__init__(f"config key {key} = {_shown(value)}: {problem}. {fix}")
 
 
 class CheckpointError(LTX2Error):
@@ -60,3 +65,11 @@ class OutputError(LTX2Error, OSError):
 
 class DeviceMemoryError(LTX2Error, RuntimeError):
     """The device has too little memory for what was asked, in every placement that there is."""
+
+
+def _shown(value: Any) -> str:
+    """A value as Python writes it, cut to a line; a number of more digits than Python writes is described."""
+    try:
+        return plain(repr(value), LONGEST_LINE)
+    except ValueError:
+        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__

@@ -212,6 +212,7 @@ class Pipeline:
         device, held = self.residency.device, self.residency.status()
         return RunReport(
             stages=[StageRecord(**record) for record in records],
+            notices=self._notices(request),
             mode=self.residency.mode,
             mode_reason=self.residency.mode_reason,
             revision=request.revision.name if request else "",
@@ -224,6 +225,18 @@ class Pipeline:
             host_bytes=dict(held["host"]),
             pinned_bytes=sum(held["pinned"].values()),
         )
+
+    def _notices(self, request: GenerationRequest | None) -> list[str]:
+        """What the user should read about the files, the request and the prompts of a run, in that order."""
+        found = list(self.models.notices)
+        if request is not None:
+            found += request.notices
+            found += request.audio.notices if request.audio is not None else ()
+            prompts = (request.prompt, request.negative_prompt)
+            found += [
+                notice for p in prompts if p in self._memory.prompts for notice in self._memory.prompts[p].notices
+            ]
+        return list(dict.fromkeys(found))
 
 
 @dataclass

@@ -106,6 +106,11 @@ class Models(Protocol):
         """What was loaded, for the report: role to path."""
         ...
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about the loaded files that the user should read, such as what was left out of one."""
+        ...
+
     def tokenizer(self) -> Any: ...
 
     def adapter_strengths(self, phase: Phase, distilled_strength: tuple[float, float]) -> Mapping[str, float]:

@@ -19,6 +19,7 @@ class GenerationRequest:
         audio: sound that the picture is made for, from the clip's start, mono or stereo at any rate.
         image_crf: H.264 quality of the round trip that conditioning images make (0 skips it); None: the revision's.
         audio_source: None: the given sound where there is one, else the recipe's, else the revision's.
+        notices: sentences that the user should read about how the request was made from what was asked.
     """
 
     prompt: str
@@ -34,6 +35,7 @@ class GenerationRequest:
     image_crf: int | None = None
     audio_source: AudioSource | None = None
     revision: Revision = field(default_factory=lambda: REVISIONS["newest"])
+    notices: tuple[str, ...] = ()
 
     @property
     def size(self) -> VideoSize:

@@ -196,18 +196,23 @@ class BatchItem:
 
 @dataclass(frozen=True)
 class PromptContext:
-    """Text embeddings of one prompt, (1, S, D) each."""
+    """Text embeddings of one prompt, (1, S, D) each; ``notices`` says what the user should know of its text."""
 
     video: Tensor
     audio: Tensor
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class AudioClip:
-    """Sound: waveform (1, channels, N) float32 in [-1, 1], two channels where we made it, and its rate in Hz."""
+    """Sound: waveform (1, channels, N) float32 in [-1, 1], two channels where we made it, and its rate in Hz.
+
+    ``notices`` says what the user should know of how it was read.
+    """
 
     waveform: Tensor
     sampling_rate: int
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -275,11 +280,13 @@ class StageRecord:
 class RunReport:
     """The JSON that ``--report`` writes; field names are the contract.
 
+    ``notices`` are sentences that the user should read: what was left out, cut, or done otherwise than asked.
     ``device_bytes`` and ``host_bytes`` say what is held at the end of the run, by component; "base" and "merged" are
     the transformer's sets of weights, "adapters" the LoRA matrices. ``pinned_bytes`` is the page-locked host memory.
     """
 
     stages: list[StageRecord] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     mode: str = ""
     mode_reason: str = ""
     revision: str = ""

@@ -9,7 +9,6 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..device_manager.report import stage_table
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.types import ImageCondition
 from . import host
@@ -17,6 +16,7 @@ from .conversions import ImageSink, to_audio, to_latent, to_video
 from .handle import PipelineHandle
 from .panel import Watched
 from .progress import stages_of
+from .report import stages_text
 from .request import clip_request, problem_when_queued
 from .sockets import CATEGORY, audio_input, clip_inputs, images_input, pipeline_input, prompt_inputs, recipe_input
 
@@ -81,7 +81,7 @@ class Generate(io.ComfyNode):
             result = pipeline.pipeline.run(request, progress, sink)
         pixels, sound = sink.images(), to_audio(result.audio)
         report = dataclasses.asdict(result.report)
-        table = stage_table(report["stages"], result.report.mode, result.report.mode_reason)
+        table = stages_text(result.report)
         latent, text = to_latent(result.final, request), json.dumps(report, indent=2)
         video = to_video(pixels, sound, fps)
         return io.NodeOutput(video, pixels, sound, latent, text, ui=ui.PreviewText(table))

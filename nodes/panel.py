@@ -303,4 +303,4 @@ class Watched:
         seen = {stage.name: (stage.ms, stage.peak_bytes) for stage in report.stages}
         mine = {name: seen[name] for name in self._progress.seen if name in seen}
         if mine:
-            self._surface.write(summary(mine, report.mode))
+            self._surface.write(summary(mine, report.mode, report.notices))

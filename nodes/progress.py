@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -208,13 +208,18 @@ def stages_of(recipe_stages: int) -> tuple[str, ...]:
     return ("text", "stage_1", "upsample", "stage_2", "decode") if recipe_stages == 2 else ("text", "stage_1", "decode")
 
 
-def summary(stages: Mapping[str, tuple[float, int]], mode: str) -> str:
-    """A node's report in two short lines: a node shows hardly more.
+def summary(stages: Mapping[str, tuple[float, int]], mode: str, notices: Sequence[str] = ()) -> str:
+    """A node's report in two short lines, below what the user should read: a node shows hardly more.
 
     Args:
         stages: milliseconds and peak bytes by stage, in the order of the run.
         mode: the device mode's name.
+        notices: sentences for the user.
     """
+    return "\n".join([*(f"Note: {notice}" for notice in notices), _cost(stages, mode)])
+
+
+def _cost(stages: Mapping[str, tuple[float, int]], mode: str) -> str:
     peak = size(max(peak for _, peak in stages.values()))
     if len(stages) == 1:
         ((name, (ms, _)),) = stages.items()

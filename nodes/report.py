@@ -61,7 +61,8 @@ class Report(io.ComfyNode):
 
 def stages_text(report: RunReport) -> str:
     """The stages of a run as a table, with the device mode."""
-    return stage_table([dataclasses.asdict(stage) for stage in report.stages], report.mode, report.mode_reason)
+    stages = [dataclasses.asdict(stage) for stage in report.stages]
+    return stage_table(stages, report.mode, report.mode_reason, report.notices)
 
 
 def report_text(report: RunReport) -> str:

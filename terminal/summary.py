@@ -18,6 +18,6 @@ def summary(path: Path, request: GenerationRequest, audio: AudioClip, report: Ru
         str(path),
         f"{clip}, {request.frames / request.fps:.2f} s; {sound}; seed {request.seed}",
         f"{report.recipe}, rules {report.revision}, on {report.device}",
-        stage_table([asdict(stage) for stage in report.stages], report.mode, report.mode_reason),
+        stage_table([asdict(stage) for stage in report.stages], report.mode, report.mode_reason, report.notices),
     ]
     return "\n".join(lines)

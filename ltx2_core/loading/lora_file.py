@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..plain_text import plain
 from . import keymaps
 from .checkpoint import SafetensorsFile
 from .listing import some
 
 logger = logging.getLogger("ltx2.loading")
 
+_LONGEST_NOTICE = 400  # characters: a few lines on a node
 _PLAIN_LORA = "Use a plain LoRA file for LTX-2, with lora_A/lora_B or lora_down/lora_up matrices."
 
 
@@ -59,20 +61,15 @@ class LoRAFile:
 
     @classmethod
     def open(cls, path: Path, setting: str) -> LoRAFile:
-        """Reads the header only; targets outside the DiT are left out, with a warning.
+        """Reads the header only; targets outside the DiT are left out, and :attr:`notices` say so.
 
         Raises:
             CheckpointError: no sound safetensors file, no LoRA, a kind of adapter that is not supported, or matrices
                 that do not fit each other.
         """
         found = cls.parse(SafetensorsFile.open(path, setting))
-        if found.skipped:
-            logger.warning(
-                "%s: %d targets outside the diffusion transformer are left out: %s",
-                found.file.path.name,
-                len(found.skipped),
-                some(found.skipped),
-            )
+        for notice in found.notices:
+            logger.warning("%s", notice)
         return found
 
     @classmethod
@@ -91,6 +88,14 @@ class LoRAFile:
     @property
     def path(self) -> Path:
         return self.file.path
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences that the user should read: what of the file is left out."""
+        if not self.skipped:
+            return ()
+        count = f"{len(self.skipped)} targets outside the diffusion transformer are left out"
+        return (plain(f"{self.path.name}: {count}: {some(self.skipped)}.", _LONGEST_NOTICE),)
 
     @property
     def has_alpha(self) -> bool:
@@ -176,21 +181,27 @@ def _target(name: str, keys: Mapping[str, str], file: SafetensorsFile) -> LoRATa
     return LoRATarget(keys["down"], keys["up"], alpha, down[0], down[1], up[0])
 
 
-def check_fit(lora: LoRAFile, layers: Mapping[str, tuple[int, int]], generation: str) -> None:
+def check_fit(lora: LoRAFile, layers: Mapping[str, tuple[int, int]], generation: str) -> tuple[str, ...]:
     """Raises :class:`CheckpointError` unless every target is a layer of the model, in its size.
 
     Args:
         layers: (out, in) of every linear layer of the DiT by module path.
         generation: of the model.
+
+    Returns:
+        Sentences about the file that the user should read.
     """
     absent = [name for name in lora.targets if name not in layers]
     wrong = [n for n, t in lora.targets.items() if n in layers and layers[n] != (t.out_features, t.in_features)]
     total, guess = len(lora.targets), lora.generation_guess
     other = guess if guess != generation else None
     if not absent and not wrong:
-        if other:  # attention layers are of one size in both generations, only the metadata tells
-            logger.warning("%s says that it is made for LTX-%s, not LTX-%s.", lora.path.name, other, generation)
-        return
+        if not other:
+            return lora.notices
+        # Attention layers are of one size in both generations, only the metadata tells
+        made_for = f"{lora.path.name} says that it is made for LTX-{other}, not LTX-{generation}."
+        logger.warning("%s", plain(made_for))
+        return (*lora.notices, plain(made_for, _LONGEST_NOTICE))
     details = [f"{total - len(absent) - len(wrong)} of its {total} targets fit the LTX-{generation} checkpoint"]
     if absent:
         details.append(f"{len(absent)} are no layers of it ({some(absent)})")

@@ -28,6 +28,7 @@ from ..models.video_vae.config import VideoVAEConfig
 from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import VocoderConfig, build_vocoder
+from ..plain_text import LONGEST_LINE, plain
 from ..types import AudioGeometry, Component, Phase, ScaleFactors
 from .checkpoint import SafetensorsFile
 from .component_source import ComponentSource, Piece
@@ -85,12 +86,15 @@ class ModelFiles:
 class Adapter:
     """A LoRA under the name that it has in the transformer; ``source`` is None for the distilled one.
 
+    ``notices`` are sentences about the file that the user should read.
+
     The name of a user's LoRA says which file it is: the same file has the same name in every set, however often given.
     """
 
     name: str
     lora: LoRAFile
     source: LoRASource | None
+    notices: tuple[str, ...] = ()
 
     def strength(self, stage: Stage, distilled_strength: tuple[float, float]) -> float:
         if self.source is None:
@@ -107,6 +111,7 @@ class ModelSet:
         adapters: the LoRAs of this set.
         layers: (out, in) of the transformer's linear layers by path.
         loras: every LoRA of this set and of those that were made from it, by name: one loaded transformer serves all.
+        file_notices: sentences about the files beside the LoRAs that the user should read.
     """
 
     files: ModelFiles
@@ -122,6 +127,7 @@ class ModelSet:
     sources: Mapping[Component, ComponentSource]
     layers: Mapping[str, tuple[int, int]]
     loras: dict[str, LoRAFile]
+    file_notices: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, files: ModelFiles, dtype: torch.dtype, precision: str = AUTO) -> ModelSet:
@@ -164,15 +170,14 @@ class ModelSet:
                 component, pieces[component], create, in_fp8.get(component)
             )
         layers = linear[Component.TRANSFORMER]
-        upsampler = None
+        upsampler, notices = None, tuple[str, ...]()
         if files.upsampler is not None:
-            upsampler, sources[Component.UPSAMPLER] = _open_upsampler(files.upsampler, video, parts.checkpoint)
+            upsampler, sources[Component.UPSAMPLER], notices = _open_upsampler(files.upsampler, video, parts.checkpoint)
         adapters = _open_adapters(files, layers, transformer.generation)
         loras = {adapter.name: adapter.lora for adapter in adapters}
         gemma = _open_gemma(files.gemma, text)
-        return cls(
-            files, dtype, transformer, text, video, audio, vocoder, upsampler, gemma, adapters, sources, layers, loras
-        )
+        models = (transformer, text, video, audio, vocoder, upsampler, gemma)
+        return cls(files, dtype, *models, adapters, sources, layers, loras, notices)
 
     def with_lora(self, source: LoRASource) -> ModelSet:
         """This set with one LoRA more. A transformer that is loaded serves both sets: only adapters differ.
@@ -219,6 +224,12 @@ class ModelSet:
     @property
     def file_names(self) -> Mapping[str, str]:
         return self.files.by_role()
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about the files that the user should read."""
+        found = [notice for adapter in self.adapters for notice in adapter.notices]
+        return tuple(dict.fromkeys([*self.file_notices, *found]))
 
     def tokenizer(self) -> PromptTokenizer:
         return self.gemma.load_tokenizer()
@@ -362,7 +373,7 @@ def _check_text(transformer: TransformerConfig, text: TextConfig) -> None:
 
 def _open_upsampler(
     path: Path, video: VideoVAEConfig, checkpoint: SafetensorsFile
-) -> tuple[UpsamplerConfig, ComponentSource]:
+) -> tuple[UpsamplerConfig, ComponentSource, tuple[str, ...]]:
     file = SafetensorsFile.open(path, "upsampler")
     found = identify(file)
     fix = "Use the spatial x2 upsampler of the checkpoint's release, such as ltx-2.3-spatial-upscaler-x2-1.1."
@@ -375,27 +386,30 @@ def _open_upsampler(
         problem = f"is made for latents of {config.latent_channels} channels; the video VAE has {video.latent_channels}"
         raise file.error(problem, fix)
     versions = [v[:3] for v in (file.model_version, checkpoint.model_version) if v]
+    notices = tuple[str, ...]()
     if len(set(versions)) > 1:
-        logger.warning("The upsampler is of LTX-%s, the checkpoint of LTX-%s: their latents differ.", *versions)
+        differ = "The upsampler is of LTX-{}, the checkpoint of LTX-{}: their latents differ."
+        notices = (plain(differ.format(*versions), LONGEST_LINE),)
+        logger.warning(*notices)
     pieces = [Piece(file, {name: name for name in file.tensors})]
     source, _ = ComponentSource.checked(Component.UPSAMPLER, pieces, lambda: LatentUpsampler(config))
-    return config, source
+    return config, source, notices
 
 
 def _open_adapters(files: ModelFiles, layers: Mapping[str, tuple[int, int]], generation: str) -> tuple[Adapter, ...]:
     adapters = []
     if files.distilled_lora is not None:
-        adapters.append(Adapter(DISTILLED, LoRAFile.open(files.distilled_lora, "distilled-lora"), None))
-        check_fit(adapters[0].lora, layers, generation)
+        lora = LoRAFile.open(files.distilled_lora, "distilled-lora")
+        adapters.append(Adapter(DISTILLED, lora, None, check_fit(lora, layers, generation)))
     return (*adapters, *(_open_adapter(source, layers, generation) for source in files.loras))
 
 
 def _open_adapter(source: LoRASource, layers: Mapping[str, tuple[int, int]], generation: str) -> Adapter:
     lora = LoRAFile.open(source.path, "lora")
-    check_fit(lora, layers, generation)
+    notices = check_fit(lora, layers, generation)
     status = source.path.stat()
     identity = f"{source.path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return Adapter(f"lora_{sha256(identity.encode()).hexdigest()[:16]}", lora, source)
+    return Adapter(f"lora_{sha256(identity.encode()).hexdigest()[:16]}", lora, source, notices)
 
 
 def _open_gemma(path: Path, text: TextConfig) -> GemmaSource:

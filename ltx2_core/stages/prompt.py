@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from math import lcm
 
 from torch import Tensor
 
 from ..models.text.connector import TEXT_TOKENS
 from ..models.text.gemma import gemma_states
+from ..plain_text import plain
 from ..protocols import Models, Progress, Residency
 from ..types import Component, Phase, PromptContext
 
@@ -26,12 +28,13 @@ def encode_prompts(
     """
     distinct = list(dict.fromkeys(prompts))
     tokenizer = models.tokenizer()
+    notices: dict[str, str] = {}
     progress.start("text", 2 * len(distinct))
     encoded = [tokenizer.encode(prompt, max_tokens=TEXT_TOKENS) for prompt in distinct]
     for prompt, tokens in zip(distinct, encoded, strict=True):
         if tokens.truncated_from is not None:
-            cut = "The prompt has %d tokens and is cut to the first %d: %.60r..."
-            logger.warning(cut, tokens.truncated_from, TEXT_TOKENS, prompt)
+            notices[prompt] = cut_notice(prompt, tokens.truncated_from)
+            logger.warning("%s", notices[prompt])
     with residency.measure("text"):
         with residency.use(Component.TEXT_ENCODER, Phase.PROMPT) as encoder:
             states = gemma_states(encoder, [tokens.tensor(residency.device) for tokens in encoded])
@@ -39,10 +42,16 @@ def encode_prompts(
         contexts: dict[str, PromptContext] = {}
         with residency.use(Component.TEXT_CONNECTOR, Phase.PROMPT) as connector:
             for prompt, hidden in zip(distinct, states, strict=True):
-                contexts[prompt] = connector(hidden)
+                context: PromptContext = connector(hidden)
+                contexts[prompt] = replace(context, notices=(notices[prompt],)) if prompt in notices else context
                 progress.step("text", len(states) + len(contexts))
     progress.finish("text")
     return [contexts[prompt] for prompt in prompts]
+
+
+def cut_notice(prompt: str, tokens: int) -> str:
+    """What the user should know of a prompt that was cut."""
+    return f"The prompt has {tokens} tokens and is cut to the first {TEXT_TOKENS}: {plain(prompt, 60)!r}"
 
 
 def connect_text(

@@ -33,7 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "": {"nodes"},
 }
-CONTRACTS = {f"ltx2_core.{name}" for name in ("types", "protocols", "errors", "recipes", "recipe_choice", "request")}
+CONTRACTS = {
+    f"ltx2_core.{name}"
+    for name in ("types", "protocols", "errors", "recipes", "recipe_choice", "request", "plain_text")
+}
 SEES_NO_CONTRACTS = {"device_manager", ""}
 HOST_MODULES = {
     "comfy",
