@@ -129,7 +129,8 @@ def test_connectors_equal_diffusers(generation: Generation, rope_type: str, floa
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 def test_long_prompts_are_projected_in_chunks(generation: Generation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks that do not divide the prompt give the same rows; 1e-6 for sums that are split otherwise."""
+    """Chunks that do not divide the prompt give the same rows; 2e-6 for sums that are split otherwise: 10 units in the
+    last place of the largest states, which a processor's own matrix kernels took up to (1.2e-6)."""
     from ltx2_two_stage.ltx2_core.models.text import features
 
     ours, _ = connectors(generation, "split", True)
@@ -137,5 +138,5 @@ def test_long_prompts_are_projected_in_chunks(generation: Generation, monkeypatc
     whole = ours(states, LENGTH)
     monkeypatch.setattr(features, "TOKENS_AT_ONCE", 33)
     chunked = ours(states, LENGTH)
-    torch.testing.assert_close(chunked.video, whole.video, atol=1e-6, rtol=0)
-    torch.testing.assert_close(chunked.audio, whole.audio, atol=1e-6, rtol=0)
+    torch.testing.assert_close(chunked.video, whole.video, atol=2e-6, rtol=0)
+    torch.testing.assert_close(chunked.audio, whole.audio, atol=2e-6, rtol=0)
