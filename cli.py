@@ -98,6 +98,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
 def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest:
     from .ltx2_core.media.audio import read_audio
+    from .ltx2_core.media.image import with_pixels
     from .ltx2_core.request import GenerationRequest
     from .ltx2_core.stages.validate import LONGEST_SECONDS
 
@@ -111,7 +112,7 @@ def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest
         frames=arguments.frames,
         fps=arguments.fps,
         seed=arguments.seed,
-        images=tuple(arguments.image),
+        images=tuple(with_pixels(image, choice.revision.images_as_shown) for image in arguments.image),
         audio=None if arguments.audio is None else read_audio(arguments.audio, LONGEST_SECONDS),
         image_crf=arguments.image_crf,
         audio_source=choice.audio_source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from .errors import DeviceMemoryError
+from .media.audio import lasting
+from .media.image import with_pixels
 from .media.sink import FrameSink, NullSink
 from .protocols import Models, NoProgress, Progress, Residency
 from .recipes import AudioSource
 from .request import GenerationRequest, GenerationResult
 from .sampling.guidance import needs_negative
-from .stages.decode import decode
+from .stages.decode import decode, decode_audio
 from .stages.denoise import denoise_stage
 from .stages.plan import plan_stages
 from .stages.prompt import connect_text, encode_prompts
@@ -134,7 +136,7 @@ class Pipeline:
         progress: Progress = _QUIET,
     ) -> LatentPair:
         """Stage 1: guided denoising, at half size when the recipe has two stages."""
-        self._memory.last_request = request
+        self._memory.last_request, self._memory.sound_notices = request, ()
         plan = plan_stages(self.models, request)[0]
         return denoise_stage(self.models, self.residency, request, plan, positive, negative, None, progress)
 
@@ -163,7 +165,16 @@ class Pipeline:
         self, request: GenerationRequest, latents: LatentPair, sink: FrameSink, progress: Progress = _QUIET
     ) -> AudioClip:
         """Frames and sound into ``sink``, which is closed at the end and aborted on any exception."""
-        return decode(self.models, self.residency, request, latents, sink, progress)
+        clip = decode(self.models, self.residency, request, latents, sink, progress)
+        self._memory.sound_notices = clip.notices
+        return clip
+
+    @_stage_without_retry
+    def decode_sound(self, request: GenerationRequest, latent: Tensor) -> AudioClip:
+        """The clip's sound alone: the given one where that is asked for, else that of an audio latent."""
+        clip = decode_audio(self.models, self.residency, request, latent)
+        self._memory.sound_notices = clip.notices
+        return clip
 
     def run(
         self,
@@ -181,6 +192,8 @@ class Pipeline:
         Raises:
             SettingError: before any weight is read.
         """
+        shown = request.revision.images_as_shown
+        request = replace(request, images=tuple(with_pixels(image, shown) for image in request.images))
         self.validate(request)
         self.residency.take_records()
         sink = sink or NullSink()
@@ -198,7 +211,7 @@ class Pipeline:
         if kept is not None:
             sigmas = plan_stages(self.models, request)[0].sigmas
             latents = kept.tensors(positive, negative, sigmas, first, upsampled, final, audio)
-        return GenerationResult(audio, self.report(request), decoded, latents)
+        return GenerationResult(lasting(audio, request.seconds), self.report(request), decoded, latents)
 
     def report(self, request: GenerationRequest) -> RunReport:
         """What the stages since the last report cost; waits for the device."""
@@ -227,15 +240,17 @@ class Pipeline:
         )
 
     def _notices(self, request: GenerationRequest | None) -> list[str]:
-        """What the user should read about the files, the request and the prompts of a run, in that order."""
+        """What the user should read about the files, the request, the prompts and the sound of a run, in that order."""
         found = list(self.models.notices)
         if request is not None:
             found += request.notices
             found += request.audio.notices if request.audio is not None else ()
+            found += [notice for image in request.images for notice in image.notices]
             prompts = (request.prompt, request.negative_prompt)
             found += [
                 notice for p in prompts if p in self._memory.prompts for notice in self._memory.prompts[p].notices
             ]
+            found += self._memory.sound_notices
         return list(dict.fromkeys(found))
 
 
@@ -245,10 +260,12 @@ class _Memory:
 
     Attributes:
         last_request: of the last stage that denoised.
+        sound_notices: of the sound that was decoded since.
     """
 
     prompts: OrderedDict[str, PromptContext] = field(default_factory=OrderedDict)
     last_request: GenerationRequest | None = None
+    sound_notices: tuple[str, ...] = ()
 
 
 class _Kept:

@@ -223,11 +223,13 @@ class ImageCondition:
         image: file, or uint8 pixels (H, W, 3).
         frame: pixel frame index, 0 for the first; negative ones count from the end, -1 is the last.
         strength: 1 keeps the image, 0 ignores it.
+        notices: what the user should know of how the pixels were made from the image.
     """
 
     image: Path | Tensor
     frame: int = 0
     strength: float = 1.0
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

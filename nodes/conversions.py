@@ -17,10 +17,13 @@ from comfy_api.latest import InputImpl, Types
 from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.media.audio import check_finite, given_sound
+from ..ltx2_core.media.image import given_picture
 from ..ltx2_core.media.mp4 import frame_rate
 from ..ltx2_core.recipes import Recipe, official_recipe
 from ..ltx2_core.request import GenerationRequest
-from ..ltx2_core.types import AudioClip, LatentPair, PromptContext
+from ..ltx2_core.stages.validate import LONGEST_SECONDS
+from ..ltx2_core.types import AudioClip, ImageCondition, LatentPair, PromptContext
 from . import host
 from .handle import PipelineHandle
 
@@ -195,23 +198,35 @@ def silence(request: GenerationRequest, handle: PipelineHandle) -> AudioClip:
     return AudioClip(torch.zeros(1, 2, round(request.frames / request.fps * rate)), rate)
 
 
-def to_uint8(image: Tensor) -> Tensor:
-    """One IMAGE (1, H, W, C) in 0..1 as uint8 pixels (H, W, 3); alpha is dropped.
+def to_condition(image: Tensor, frame: int, strength: float) -> ImageCondition:
+    """One IMAGE (1, H, W, C) as an image that the clip must show.
 
     Raises:
-        SettingError: it is a batch.
+        SettingError: it is a batch, or no picture.
     """
-    if image.shape[0] != 1:
+    if image.ndim == 4 and image.shape[0] != 1:
         fix = "Choose one with Get Image from Batch, and chain an LTX-2 Image Condition for each."
         raise SettingError("image", f"batch of {image.shape[0]}", "must be one image", fix)
-    pixels = image[0, :, :, :3].float()
-    if pixels.shape[-1] == 1:
-        pixels = pixels.expand(-1, -1, 3)
-    return pixels.mul(255.0).round().clamp(0, 255).to(device="cpu", dtype=torch.uint8)
+    picture = given_picture(image[0] if image.ndim == 4 else image)
+    return ImageCondition(picture.pixels, frame, strength, picture.notices)
+
+
+def to_clip(audio: Mapping[str, Any]) -> AudioClip:
+    """The sound of an AUDIO, as long as the longest clip; more than two channels are mixed down.
+
+    Raises:
+        SettingError: it is no sound, a batch, or holds what is no finite number.
+    """
+    return given_sound(audio["waveform"], audio["sample_rate"], LONGEST_SECONDS)
 
 
 def to_audio(clip: AudioClip) -> dict[str, Any]:
-    """AUDIO: waveform (1, channels, N)."""
+    """AUDIO: waveform (1, channels, N).
+
+    Raises:
+        SettingError: it holds what is no finite number: the host's nodes would fail later, and not say why.
+    """
+    check_finite(clip.waveform, "audio")
     return {"waveform": clip.waveform, "sample_rate": clip.sampling_rate}
 
 

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx2_core import types
-from .conversions import to_uint8
+from .conversions import to_condition
 from .sockets import CATEGORY, ImagesSocket
 
 
@@ -53,4 +53,4 @@ class ImageCondition(io.ComfyNode):
     def execute(
         cls, image: Tensor, frame: int, strength: float, images: tuple[types.ImageCondition, ...] | None = None
     ) -> io.NodeOutput:
-        return io.NodeOutput((*(images or ()), types.ImageCondition(to_uint8(image), frame, strength)))
+        return io.NodeOutput((*(images or ()), to_condition(image, frame, strength)))

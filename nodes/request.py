@@ -10,7 +10,8 @@ from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SIZE
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.stages.validate import check_prompt, check_size
-from ..ltx2_core.types import AudioClip, ImageCondition
+from ..ltx2_core.types import ImageCondition
+from .conversions import to_clip
 from .handle import PipelineHandle
 
 _RELEASED_SCALE = (8, 32, 32)  # frames, rows and columns of a latent's cell, in every released video VAE
@@ -47,7 +48,7 @@ def clip_request(
         fps=fps,
         seed=seed,
         images=images or (),
-        audio=None if audio is None else AudioClip(audio["waveform"], int(audio["sample_rate"])),
+        audio=None if audio is None else to_clip(audio),
         audio_source=choice.audio_source,
         revision=choice.revision,
     )

@@ -10,12 +10,13 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.media.audio import lasting
 from ..ltx2_core.protocols import Progress
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import AudioSource
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.sampling.guidance import needs_negative
-from ..ltx2_core.stages.decode import decode_audio, decode_video
+from ..ltx2_core.stages.decode import decode_video
 from ..ltx2_core.stages.validate import check_audio
 from ..ltx2_core.types import AudioClip, Component, ImageCondition, LatentPair, Phase
 from . import host
@@ -372,7 +373,7 @@ class Decode(io.ComfyNode):
                 images = sink.images()
             else:
                 images, clip = _decode_apart(pipeline, request, video, audio, vae, progress)
-        sound, table = to_audio(clip), stages_text(pipeline.pipeline.last_report())
+        sound, table = to_audio(lasting(clip, request.seconds)), stages_text(pipeline.pipeline.last_report())
         return io.NodeOutput(images, sound, to_video(images, sound, request.fps), ui=ui.PreviewText(table))
 
 
@@ -387,7 +388,7 @@ def _decode_apart(
     """Frames (F, H, W, 3) by the host's VAE or the pipeline's, and the sound, if there is any."""
     models, residency = pipeline.pipeline.models, pipeline.pipeline.residency
     with residency.measure("decode"):
-        clip = silence(request, pipeline) if audio is None else decode_audio(models, residency, request, audio)
+        clip = silence(request, pipeline) if audio is None else pipeline.pipeline.decode_sound(request, audio)
         if vae is not None:
             return vae.decode(video).flatten(0, 1), clip  # BFHWC -> FHWC
         sink = ImageSink(request.frames)

@@ -1,96 +1,91 @@
-"""Sound from files and for files: read, brought to another rate, cut to a clip's length."""
+"""Sound as the engine takes and gives it: mono or stereo, brought to another rate, cut to a clip's length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import math
+from typing import Any
 
-import av
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import SettingError
 from ..types import AudioClip
+from .audio_file import HIGHEST_RATE, read_audio
+from .channels import MOST_CHANNELS, mixed_down
+from .resample import resample
+
+__all__ = [
+    "AAC_RATES",
+    "check_finite",
+    "check_rate",
+    "fitted",
+    "for_clip",
+    "given_sound",
+    "lasting",
+    "read_audio",
+    "resampled",
+    "stereo",
+    "with_clipping_said",
+]
 
 # What an MP4's AAC stream can have (ISO/IEC 14496-3, table 1.18)
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 _FALLBACK_RATE = 48000
-_SLICE = 1 << 16  # samples handed to the resampler at a time
-_FIX = "Give a file that plays in a media player, such as a WAV, FLAC, MP3 or MP4 file."
 
 
-def read_audio(path: Path, longest: float, setting: str = "audio") -> AudioClip:
-    """The first audio stream of a file, from its start; more than two channels are mixed down to stereo.
+def given_sound(waveform: Any, rate: Any, longest: float, setting: str = "audio") -> AudioClip:
+    """Sound that a program hands over, as :func:`read_audio` returns that of a file.
 
     Args:
-        longest: seconds after which reading stops.
+        waveform: (1, channels, N) floating point in [-1, 1]; more than two channels are mixed down to stereo.
+        rate: whole number, Hz.
+        longest: seconds that are kept; the rest is not looked at.
         setting: name of the setting that errors show.
 
-    Returns:
-        One or two channels at the stream's own rate.
+    Raises:
+        SettingError: it is no sound, a batch, empty, or holds what is no finite number.
+    """
+    hertz = check_rate(rate, f"{setting} rate")
+    if not isinstance(waveform, Tensor) or not waveform.is_floating_point():
+        kind = str(waveform.dtype) if isinstance(waveform, Tensor) else type(waveform).__name__
+        raise SettingError(setting, kind, "must be a tensor of floating point numbers", "Load the sound anew.")
+    shape = tuple(waveform.shape)
+    if len(shape) != 3 or shape[0] != 1 or not 1 <= shape[1] <= MOST_CHANNELS or not shape[2]:
+        problem = f"must be one clip of 1 to {MOST_CHANNELS} channels, (1, channels, samples)"
+        raise SettingError(setting, shape, problem, "Choose one of a batch, and give a sound that is not empty.")
+    kept = waveform[:, :, : max(int(longest * hertz), 1)].detach().float()
+    check_finite(kept, setting)
+    if shape[1] <= 2:
+        return AudioClip(kept, hertz)
+    notice = f"The sound has more than two channels ({shape[1]}): they are mixed down to stereo."
+    return AudioClip(mixed_down(kept[0])[None], hertz, (notice,))
+
+
+def check_rate(rate: Any, setting: str) -> int:
+    """The rate in Hz as a whole number.
 
     Raises:
-        SettingError: there is no such file, it has no audio stream, or it cannot be decoded.
+        SettingError: it is none, or none that sound has.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise SettingError(setting, path, "is a folder", "Give the sound file itself.")
-    if not path.is_file():
-        raise SettingError(setting, path, "there is no such file", "Check the path and its spelling.")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise SettingError(setting, path, "has no audio stream", _FIX)
-            rate = container.streams.audio[0].rate
-            waveform = _decoded(container, int(longest * rate))
-    except (av.FFmpegError, OSError, ValueError) as error:
-        if isinstance(error, SettingError):
-            raise
-        raise SettingError(setting, path, f"is no sound that can be read ({error})", _FIX) from error
-    if not waveform.shape[-1]:
-        raise SettingError(setting, path, "has an audio stream without any sound in it", _FIX)
-    return AudioClip(waveform[None], rate)
+    whole = not isinstance(rate, bool) and isinstance(rate, (int, float)) and rate == rate // 1
+    if not whole or not 1 <= rate <= HIGHEST_RATE:
+        problem = f"must be a whole number from 1 to {HIGHEST_RATE} Hz, of samples per second"
+        raise SettingError(setting, rate, problem, "44100 and 48000 are usual.")
+    return int(rate)
 
 
-def _decoded(container: av.container.InputContainer, samples: int) -> Tensor:
-    """At most so many samples of the first audio stream, float32 (channels, N)."""
-    layout = "mono" if container.streams.audio[0].channels == 1 else "stereo"
-    resampler, parts, count = av.AudioResampler(format="fltp", layout=layout), list[np.ndarray](), 0
-    for frame in container.decode(audio=0):
-        for plain in resampler.resample(frame):
-            parts.append(plain.to_ndarray())
-            count += plain.samples
-        if count >= samples:
-            break
-    else:
-        parts += [plain.to_ndarray() for plain in resampler.resample(None)]
-    joined = np.concatenate(parts, axis=-1) if parts else np.zeros((1, 0), np.float32)
-    return torch.from_numpy(joined[:, :samples].copy())
+def check_finite(waveform: Tensor, setting: str) -> None:
+    """Raises :class:`SettingError` where a sample is not a finite number."""
+    if not bool(waveform.isfinite().all()):
+        problem = "holds samples that are not finite numbers"
+        raise SettingError(setting, tuple(waveform.shape), problem, "Make the sound anew.")
 
 
 def resampled(clip: AudioClip, rate: int) -> AudioClip:
-    """The same sound at another rate, by FFmpeg's windowed-sinc resampler; round(N * rate / old rate) samples."""
+    """The same sound at another rate (:func:`.resample.resample`); ceil(N * rate / old rate) samples."""
     if clip.sampling_rate == rate:
         return clip
-    (waveform,) = clip.waveform
-    resampler = av.AudioResampler(format="fltp", layout=_LAYOUTS[waveform.shape[0]], rate=rate)
-    parts = [out.to_ndarray() for frame in _frames(waveform, clip.sampling_rate) for out in resampler.resample(frame)]
-    parts += [out.to_ndarray() for out in resampler.resample(None)]
-    joined = torch.from_numpy(np.concatenate(parts, axis=-1))
-    return AudioClip(fitted(joined[None], round(waveform.shape[-1] * rate / clip.sampling_rate)), rate)
-
-
-_LAYOUTS = {1: "mono", 2: "stereo"}
-
-
-def _frames(waveform: Tensor, rate: int) -> Iterator[av.AudioFrame]:
-    samples = waveform.detach().to(device="cpu", dtype=torch.float32).numpy()
-    for start in range(0, samples.shape[-1], _SLICE):
-        piece = np.ascontiguousarray(samples[:, start : start + _SLICE])
-        frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout=_LAYOUTS[len(piece)])
-        frame.sample_rate, frame.pts = rate, start
-        yield frame
+    return AudioClip(resample(clip.waveform[0], clip.sampling_rate, rate)[None], rate, clip.notices)
 
 
 def fitted(waveform: Tensor, samples: int) -> Tensor:
@@ -99,16 +94,36 @@ def fitted(waveform: Tensor, samples: int) -> Tensor:
     return torch.nn.functional.pad(kept, (0, samples - kept.shape[-1]))
 
 
+def lasting(clip: AudioClip, seconds: float) -> AudioClip:
+    """The clip, cut at its end or followed by silence until it lasts so long."""
+    return AudioClip(fitted(clip.waveform, round(seconds * clip.sampling_rate)), clip.sampling_rate, clip.notices)
+
+
 def stereo(clip: AudioClip) -> AudioClip:
     """The clip with two channels; a single one is heard on both sides."""
-    return AudioClip(clip.waveform.expand(-1, 2, -1), clip.sampling_rate)
+    return AudioClip(clip.waveform.expand(-1, 2, -1), clip.sampling_rate, clip.notices)
 
 
 def for_clip(clip: AudioClip, seconds: float) -> AudioClip:
     """The sound of a clip of this length as a file takes it: stereo, as long as the clip, at a rate that MP4 has.
 
-    The samples are the given ones, but where the rate has to be another.
+    The samples are the given ones, but where the rate has to be another. A notice says when they leave full scale.
     """
-    known = clip if clip.sampling_rate in AAC_RATES else resampled(clip, _FALLBACK_RATE)
-    samples = fitted(stereo(known).waveform, round(seconds * known.sampling_rate))
-    return AudioClip(samples.detach().to(device="cpu", dtype=torch.float32).contiguous(), known.sampling_rate)
+    heard = lasting(clip, seconds)
+    known = heard if heard.sampling_rate in AAC_RATES else lasting(resampled(heard, _FALLBACK_RATE), seconds)
+    samples = stereo(known).waveform.detach().to(device="cpu", dtype=torch.float32).contiguous()
+    return with_clipping_said(AudioClip(samples, known.sampling_rate))
+
+
+def with_clipping_said(clip: AudioClip) -> AudioClip:
+    """The clip with a notice where samples lie above full scale: a player and a file of whole numbers cut them."""
+    levels = clip.waveform.abs()
+    above = int((levels > 1.0).sum())
+    if not above:
+        return clip
+    peak = 20 * math.log10(float(levels.max()))
+    samples = "1 sample" if above == 1 else f"{above} samples"
+    notice = (
+        f"The sound is above full scale in {samples} (peak {peak:+.1f} dBFS): the MP4 file cuts them at full scale."
+    )
+    return AudioClip(clip.waveform, clip.sampling_rate, (*clip.notices, notice))

@@ -1,27 +1,35 @@
-"""Conditioning images: read, put through H.264 as the training frames were, and fitted to the clip (fact sheet 4.6)."""
+"""Conditioning images: put through H.264 as the training frames were, and fitted to the clip (fact sheet 4.6)."""
 
 from __future__ import annotations
 
 import io
-import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from ..errors import SettingError
+from ..types import ImageCondition
+from .picture import check_pixels, given_picture, read_picture
 
-logger = logging.getLogger("ltx2.media")
+__all__ = [
+    "Fit",
+    "condition_pixels",
+    "cover",
+    "given_picture",
+    "h264_round_trip",
+    "load_image",
+    "with_pixels",
+]
 
-_FIX = "Give a picture that opens in an image viewer, such as a PNG, JPEG or WebP file."
-
-
-_LONGEST_SIDE = 16384  # libx264 refuses more; found before any weight is read, whatever the round trip's quality
+# A resized picture may have so many times the target's area before only the part inside the target is computed. The
+# two ways differ by 3e-5 of 255 (rounding); 4 times leaves pictures of all usual shapes as they were.
+_RESIZED_WHOLE = 4
 
 
 class Fit(NamedTuple):
@@ -34,7 +42,7 @@ class Fit(NamedTuple):
 
 
 def load_image(source: Path | Tensor, setting: str = "image", as_shown: bool = True) -> Tensor:
-    """The picture as uint8 RGB (H, W, 3) on the CPU. Alpha is dropped, palettes and gray are expanded.
+    """The picture as uint8 RGB (H, W, 3) on the CPU, see :func:`.picture.read_picture`.
 
     Args:
         source: a file, or uint8 pixels (H, W, 3), which are only checked.
@@ -46,51 +54,21 @@ def load_image(source: Path | Tensor, setting: str = "image", as_shown: bool = T
         SettingError: the file is missing or not an image, or the tensor is not uint8 (H, W, 3).
     """
     if isinstance(source, Tensor):
-        if source.dtype != torch.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
-            shape = tuple(source.shape)
-            raise SettingError(
-                setting, f"{source.dtype} {shape}", "must be uint8 (H, W, 3)", "Convert the pixels first."
-            )
+        check_pixels(source, setting)
         return source.cpu()
-    path = Path(source)
-    if path.is_dir():
-        raise SettingError(setting, path, "is a folder", "Give the picture itself.")
-    if not path.is_file():
-        raise SettingError(setting, path, "there is no such file", "Check the path and its spelling.")
-    try:
-        with Image.open(path) as image:
-            if max(image.size) > _LONGEST_SIDE:
-                problem = f"is {image.width}x{image.height}; H.264 takes at most {_LONGEST_SIDE} pixels a side"
-                raise SettingError(setting, path, problem, "Give a smaller picture.")
-            return torch.from_numpy(_rgb(_as_shown(image) if as_shown else image))
-    except SettingError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever they stumble over, struct.error and TypeError included
-        raise SettingError(setting, path, f"is not an image that can be read ({error})", _FIX) from error
+    return read_picture(Path(source), setting, as_shown).pixels
 
 
-def _as_shown(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    image = ImageOps.exif_transpose(image)
-    if not profile:
+def with_pixels(image: ImageCondition, as_shown: bool, setting: str = "image") -> ImageCondition:
+    """The same with the file's pixels and notices in place of its path, so that it is decoded once for all stages.
+
+    Raises:
+        SettingError: as :func:`load_image`.
+    """
+    if isinstance(image.image, Tensor):
         return image
-    opaque = image.convert({"RGBA": "RGB", "LA": "L"}.get(image.mode, image.mode))
-    try:
-        target = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(
-            opaque, ImageCms.ImageCmsProfile(io.BytesIO(profile)), target, outputMode="RGB"
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError) as error:
-        logger.warning("The colour profile of the image cannot be used, its colours are taken as sRGB: %s", error)
-        return image
-    return converted or image
-
-
-def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit gray; Pillow's own conversion clips at 255 instead of scaling
-        gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=-1)
-    return np.array(image.convert("RGB"))  # a writable copy; convert drops alpha without blending
+    picture = read_picture(Path(image.image), setting, as_shown)
+    return replace(image, image=picture.pixels, notices=(*image.notices, *picture.notices))
 
 
 def h264_round_trip(image: Tensor, crf: int) -> Tensor:
@@ -147,7 +125,32 @@ def condition_pixels(image: Tensor, height: int, width: int, crf: int) -> Tensor
     """
     source = h264_round_trip(image, crf)
     fit = cover((source.shape[0], source.shape[1]), (height, width))
+    whole = fit.height * fit.width <= _RESIZED_WHOLE * height * width
+    pixels = _resized(source, fit, height, width) if whole else _resized_inside(source, fit, height, width)
+    return (pixels / 127.5 - 1.0).unsqueeze(2).contiguous()
+
+
+def _resized(source: Tensor, fit: Fit, height: int, width: int) -> Tensor:
     pixels = source.permute(2, 0, 1)[None].float()  # HWC -> BCHW
     pixels = torch.nn.functional.interpolate(pixels, (fit.height, fit.width), mode="bilinear", align_corners=False)
-    pixels = pixels[:, :, fit.top : fit.top + height, fit.left : fit.left + width]
-    return (pixels / 127.5 - 1.0).unsqueeze(2).contiguous()
+    return pixels[:, :, fit.top : fit.top + height, fit.left : fit.left + width]
+
+
+def _resized_inside(source: Tensor, fit: Fit, height: int, width: int) -> Tensor:
+    """As :func:`_resized`, without what the cut leaves away: a strip one pixel high would else take 51 GB."""
+    above, below, down = _neighbours(source.shape[0], fit.height, fit.top, height)
+    left, right, across = _neighbours(source.shape[1], fit.width, fit.left, width)
+
+    def row(rows: Tensor) -> Tensor:
+        lines = source[rows]
+        return torch.lerp(lines[:, left].float(), lines[:, right].float(), across[None, :, None])
+
+    return torch.lerp(row(above), row(below), down[:, None, None]).permute(2, 0, 1)[None]  # HWC -> BCHW
+
+
+def _neighbours(pixels: int, resized: int, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For ``count`` resized pixels from ``start`` on: the stored ones on both sides, and the second's share."""
+    scale = float(np.float32(pixels) / np.float32(resized))
+    places = ((torch.arange(start, start + count, dtype=torch.float64) + 0.5) * scale - 0.5).clamp(0, pixels - 1)
+    first = places.long()
+    return first, (first + 1).clamp(max=pixels - 1), (places - first).float()

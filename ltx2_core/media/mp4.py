@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import LTX2Error, OutputError, SettingError
 from ..types import AudioClip
+from .audio import fitted
 
 log = logging.getLogger("ltx2.media")
 
@@ -34,6 +35,9 @@ SETTINGS_KEY = "ltx2_settings"
 _BT709 = 1  # ITU-T H.273 code point, the same for primaries, transfer and matrix
 _NTSC_TOLERANCE = 0.005  # 23.98, as people write it, is 0.004 from 24000/1001
 _AUDIO_SLICE = 1 << 16  # samples handed to the encoder at a time
+# Without the first the muxer drops every key it does not know; the second puts the index before the pictures, so that
+# a page can play the file while it loads
+_MOVFLAGS = "use_metadata_tags+faststart"
 
 
 def container_metadata(settings: Mapping[str, Any], prompt: Any = None, workflow: Any = None) -> dict[str, str]:
@@ -116,20 +120,34 @@ class EncodingOptions:
 
 
 class _Encoder:
-    """One open container. Not thread-safe: a single thread feeds it."""
+    """One open container. Not thread-safe: a single thread feeds it.
+
+    The sound is encoded up to the end of the picture so far, and is as long as the picture in the end.
+    """
 
     def __init__(
         self,
         file: BinaryIO,
+        part: Path,
         size: tuple[int, int],
         rate: Fraction,
         audio_rate: int | None,
         options: EncodingOptions,
         metadata: Mapping[str, str],
     ) -> None:
-        self._rate, self._next, self._heard = rate, 0, False
-        # use_metadata_tags: without it the MP4 muxer drops every key it does not know
-        self._container = av.open(file, "w", format="mp4", options={"movflags": "use_metadata_tags"})
+        self._rate, self._next = rate, 0
+        self._sound: Tensor | None = None  # (2, N), from the clip's start
+        self._heard = 0  # samples that are encoded
+
+        def reopened(url: str, flags: int, options: Mapping[str, str]) -> BinaryIO:
+            """The file for the muxer's own reading, when it moves the pictures behind the index."""
+            file.flush()
+            return part.open("rb")
+
+        container = {"movflags": _MOVFLAGS}
+        if audio_rate is not None:
+            container["movie_timescale"] = str(audio_rate)  # in the muxer's milliseconds both streams' ends are rounded
+        self._container = av.open(file, "w", format="mp4", options=container, io_open=reopened)
         self._container.metadata.update(metadata)
         self._video: VideoStream = self._container.add_stream(
             "libx264", rate=rate, options={"crf": str(options.crf), "preset": options.preset}
@@ -153,28 +171,41 @@ class _Encoder:
             frame.pts, frame.time_base = self._next, 1 / self._rate
             self._next += 1
             self._container.mux(self._video.encode(frame))
+            self._hear()
 
     def audio(self, clip: AudioClip) -> None:
+        self._sound = clip.waveform[0].float().expand(2, -1).clamp(-1.0, 1.0)
+        self._hear()
+
+    def _hear(self) -> None:
+        """Encodes the sound up to the picture's end in whole slices; nothing before it is there."""
+        while self._sound is not None and self._heard + _AUDIO_SLICE <= self._picture_samples:
+            self._encode_sound(_AUDIO_SLICE)
+
+    @property
+    def _picture_samples(self) -> int:
+        """Samples of sound that last as long as the frames so far."""
         assert self._audio is not None
-        self._heard = True
-        waveform = clip.waveform[0].float()
-        if not bool(waveform.isfinite().all()):
-            log.warning("the sound holds values that are not finite; they are written as silence")
-            waveform = waveform.where(waveform.isfinite(), 0.0)  # AAC would refuse the whole track
-        samples = waveform.expand(2, -1).clamp(-1.0, 1.0).numpy()
-        for start in range(0, samples.shape[1], _AUDIO_SLICE):
-            piece = np.ascontiguousarray(samples[:, start : start + _AUDIO_SLICE])
-            frame = av.AudioFrame.from_ndarray(piece, format="fltp", layout="stereo")
-            frame.sample_rate, frame.pts, frame.time_base = clip.sampling_rate, start, Fraction(1, clip.sampling_rate)
-            self._container.mux(self._audio.encode(frame))
+        return round(self._next / self._rate * self._audio.rate)
+
+    def _encode_sound(self, samples: int) -> None:
+        """Encodes the next samples; behind the sound's end they are silent."""
+        assert self._audio is not None and self._sound is not None
+        piece = fitted(self._sound[:, self._heard : self._heard + samples], samples)
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece.numpy()), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = self._audio.rate, self._heard, Fraction(1, self._audio.rate)
+        self._heard += samples
+        self._container.mux(self._audio.encode(frame))
 
     def finish(self) -> None:
         if not self._next:
             raise RuntimeError("a clip needs at least one frame")
         self._container.mux(self._video.encode(None))
         if self._audio is not None:
-            if not self._heard:
+            if self._sound is None:
                 raise RuntimeError("sound was announced but never came")
+            if self._heard < self._picture_samples:
+                self._encode_sound(self._picture_samples - self._heard)
             self._container.mux(self._audio.encode(None))
         self._container.close()
 
@@ -241,7 +272,9 @@ class Mp4Writer:
         self._size, self._audio_rate = (width, height), audio_rate
         with self._all_or_nothing():
             self._file = self._create()
-            self._encoder = _Encoder(self._file, self._size, rate, audio_rate, self._options, self._metadata)
+            self._encoder = _Encoder(
+                self._file, self._part, self._size, rate, audio_rate, self._options, self._metadata
+            )
             self._worker = threading.Thread(target=self._encode, name="ltx2-mp4", daemon=True)
             self._worker.start()
 
@@ -260,15 +293,19 @@ class Mp4Writer:
         self._submit(lambda: encoder.frames(frames, self._stopped))
 
     def audio(self, clip: AudioClip) -> None:
-        """Queues the sound, one or two channels.
+        """Queues the sound, one or two channels. The file has as much of it as pictures, or silence behind its end.
 
         Raises:
             ValueError: another rate than announced.
-            OutputError: writing failed, possibly with an earlier chunk.
+            OutputError: it holds what is no finite number, or writing failed, possibly with an earlier chunk.
         """
         if clip.sampling_rate != self._audio_rate:
             raise ValueError(f"sound at {clip.sampling_rate} Hz, but {self._audio_rate} Hz was announced")
         encoder = self._opened()
+        if not bool(clip.waveform.isfinite().all()):
+            self.abort()
+            fix = "Try another seed; if that does not help, the model files or a LoRA may be damaged."
+            raise OutputError(self._setting, self.path, "the sound holds values that are not finite numbers", fix)
         clip = AudioClip(clip.waveform.detach().cpu(), clip.sampling_rate)
         self._submit(lambda: encoder.audio(clip))
 

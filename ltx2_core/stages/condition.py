@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..media.audio import fitted, resampled
+from ..media.audio import fitted, lasting, resampled
 from ..media.image import condition_pixels, load_image
 from ..models.audio_vae import waveform_to_mel
 from ..models.transformer.positions import keyframe_positions
@@ -64,13 +64,20 @@ def apply_images(
     return state
 
 
-def encode_sound(models: Models, residency: Residency, clip: AudioClip, shape: AudioLatentShape) -> Tensor:
-    """The sound as a normalised audio latent of ``shape``: cut at its end, or followed by silence (fact sheet 4.7)."""
+def encode_sound(
+    models: Models, residency: Residency, clip: AudioClip, shape: AudioLatentShape, seconds: float
+) -> Tensor:
+    """The sound as a normalised audio latent of ``shape`` (fact sheet 4.7).
+
+    It is cut at the clip's end before anything else, as in official code: the last frame's spectrum sees it mirrored
+    there, and neither what follows nor silence. A shorter one is followed by silence up to the clip's end.
+    """
     geometry = models.audio_geometry
-    # One latent frame more would hear nothing of what lies behind this: the encoder is causal
-    samples = shape.frames * geometry.downsample * geometry.hop_length
-    waveform = fitted(resampled(clip, geometry.sampling_rate).waveform, samples)
+    waveform = resampled(lasting(clip, seconds), geometry.sampling_rate).waveform
     with residency.use(Component.AUDIO_ENCODER, Phase.CONDITION) as encoder:
+        # Below these the latent would be too short, or the spectrum could not be mirrored: very short clips and rates
+        least = max((shape.frames - 1) * geometry.downsample * geometry.hop_length, encoder.config.n_fft // 2 + 1)
+        waveform = fitted(waveform, max(waveform.shape[-1], least))
         channels = encoder.config.in_channels
         sound = waveform.to(device=residency.device, dtype=torch.float32).expand(-1, channels, -1)
         latent: Tensor = encoder.encode(waveform_to_mel(sound, encoder.config))

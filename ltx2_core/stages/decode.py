@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..media.audio import for_clip
+from ..media.audio import for_clip, with_clipping_said
 from ..media.sink import FrameSink
 from ..protocols import Models, Progress, Residency
 from ..recipes import AudioSource
@@ -111,7 +111,7 @@ def decode_audio(models: Models, residency: Residency, request: GenerationReques
                 weights = {name: value.to(models.dtype) for name, value in vocoder.state_dict().items()}
                 waveform = functional_call(vocoder, weights, (mel.to(models.dtype),), strict=False)
         rate: int = vocoder.sampling_rate
-    return AudioClip(waveform.to(device="cpu", dtype=torch.float32), rate)
+    return with_clipping_said(AudioClip(waveform.to(device="cpu", dtype=torch.float32), rate))
 
 
 @contextmanager

@@ -126,7 +126,8 @@ def _initial_states(
         if request.audio is None:
             audio_start = torch.zeros(1, plan.audio.frames, plan.audio.token_channels, device=device, dtype=dtype)
         else:
-            audio_start = audio_tokens(encode_sound(models, residency, request.audio, plan.audio))
+            given = encode_sound(models, residency, request.audio, plan.audio, request.seconds)
+            audio_start = audio_tokens(given)
     video = StreamState.start(video_start, video_positions(plan.video, request.fps, models.scale, device))
     if request.revision.bf16_video_positions:
         video = round_positions(video)

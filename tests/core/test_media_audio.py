@@ -127,9 +127,9 @@ def test_resampling_keeps_time_and_level(rate: int, channels: int) -> None:
     result = resampled(AudioClip(tones(rate, 6.0, *hertz), rate), 16000)
     expected = tones(16000, 6.0, *hertz)
     assert result.sampling_rate == 16000 and result.waveform.shape == expected.shape
-    # The filter is 32 samples of the lower rate long: at the ends it meets silence
+    # The filter is 12 samples of the lower rate long: at the ends it meets silence
     inside = (result.waveform - expected)[..., 200:-200].abs()
-    assert inside.max() < 5e-5  # the ripple of FFmpeg's filter, 1.1e-5 of a signal of 0.5
+    assert inside.max() < 1e-3  # the ripple of official code's filter, of a signal of 0.5
 
 
 def test_resampling_leaves_out_what_the_new_rate_cannot_hold() -> None:
@@ -145,7 +145,7 @@ def test_the_same_rate_is_the_same_clip() -> None:
 def test_long_sounds_are_resampled_without_seams() -> None:
     """Longer than what the resampler gets at a time."""
     result = resampled(AudioClip(tones(48000, 5.0, 440.0), 48000), 16000).waveform
-    assert (result - tones(16000, 5.0, 440.0))[..., 200:-200].abs().max() < 5e-5
+    assert (result - tones(16000, 5.0, 440.0))[..., 200:-200].abs().max() < 5e-4
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(2, [1.0, 2.0]), (3, [1.0, 2.0, 3.0]), (5, [1.0, 2.0, 3.0, 0, 0])])

@@ -131,16 +131,70 @@ def test_mono_sound_is_played_on_both_sides(tmp_path: Path) -> None:
     assert np.abs(sound[0] - sound[1]).max() < 0.01  # AAC codes the channels jointly, hence not bit-equal
 
 
-def test_sound_that_is_not_finite_becomes_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_sound_that_is_not_finite_is_an_error_and_leaves_nothing(tmp_path: Path, value: float) -> None:
     waveform = tone().waveform.clone()
-    waveform[..., 100] = float("nan")
-    waveform[..., 200] = float("inf")
+    waveform[..., 100] = value
     writer = Mp4Writer(tmp_path / "nan.mp4")
     writer.open(WIDTH, HEIGHT, 24, RATE)
     writer.frames(clip(3))
-    writer.audio(AudioClip(waveform, RATE))
-    assert writer.close().is_file()
-    assert "not finite" in caplog.text
+    with pytest.raises(OutputError, match="not finite"):
+        writer.audio(AudioClip(waveform, RATE))
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1 / RATE, 0.1, 0.345, 9 / 24, 2.0], ids=lambda value: f"{value:.3f}s")
+@pytest.mark.parametrize(("fps", "rate"), [(24, 48000), (23.976, 44100), (12.5, 16000)])
+def test_the_sound_is_as_long_as_the_picture(tmp_path: Path, fps: float, rate: int, seconds: float) -> None:
+    writer = Mp4Writer(tmp_path / "clip.mp4")
+    writer.open(WIDTH, HEIGHT, fps, rate)
+    writer.audio(tone(seconds, rate))
+    writer.frames(clip())
+    with av.open(str(writer.close())) as container:
+        video, audio = container.streams.video[0], container.streams.audio[0]
+        lengths = [float(stream.duration * stream.time_base) for stream in (video, audio)]
+        sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+    assert abs(lengths[0] - lengths[1]) <= 1 / rate  # a sample: the container counts whole ones
+    silent = sound[:, round(seconds * rate) + 2048 :]  # AAC smears by its blocks of 1024
+    assert np.abs(silent).max(initial=0) < 1e-3
+
+
+def test_a_long_sound_is_written_while_frames_come(tmp_path: Path) -> None:
+    """Longer than what the encoder gets at a time, and in order."""
+    writer = Mp4Writer(tmp_path / "clip.mp4")
+    writer.open(WIDTH, HEIGHT, 2, 44100)
+    ramp = torch.linspace(0, 1, 44100 * 5) * (2 * 3.14159 * 300 * torch.arange(44100 * 5) / 44100).sin()
+    writer.audio(AudioClip(ramp.expand(1, 2, -1), 44100))
+    writer.frames(clip(9))
+    with av.open(str(writer.close())) as container:
+        sound = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)
+    wanted = ramp[: round(4.5 * 44100)].numpy()
+    assert np.abs(sound[0, 2048 : len(wanted) - 2048] - wanted[2048:-2048]).max() < 0.05
+
+
+def boxes(path: Path) -> list[str]:
+    """Names of an MP4's outermost boxes, in order."""
+    data, at, names = path.read_bytes(), 0, []
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big") or len(data) - at
+        names.append(data[at + 4 : at + 8].decode("latin-1"))
+        at += size
+    return names
+
+
+@pytest.mark.parametrize("audio_rate", [None, RATE])
+@pytest.mark.parametrize("name", ["clip.mp4", "día 日本 #1%20.mp4", "a:b?c.mp4"])
+def test_the_index_comes_before_the_pictures(tmp_path: Path, name: str, audio_rate: int | None) -> None:
+    writer = Mp4Writer(tmp_path / name, container_metadata({"seed": 1}, workflow={"nodes": ["x" * 5000]}))
+    writer.open(WIDTH, HEIGHT, 24, audio_rate)
+    if audio_rate:
+        writer.audio(tone())
+    writer.frames(clip())
+    path = writer.close()
+    names = boxes(path)
+    assert names.index("moov") < names.index("mdat") and left_in(tmp_path) == [name]
+    with av.open(str(path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 9 and "workflow" in container.metadata
 
 
 @pytest.mark.parametrize(

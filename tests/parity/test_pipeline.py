@@ -488,8 +488,8 @@ def given_sound(seconds: float) -> Tensor:
 
 
 def sound_tokens(models: OfficialModels, sound: Tensor, frames: int) -> Tensor:
-    """The sound followed by silence, as the tokens of so many latent frames (4.7, 7.2)."""
-    needed = frames * 4 * HOP
+    """The sound as long as the clip, as the tokens of so many latent frames (4.7, 7.2, 8.3)."""
+    needed = round(FRAMES / FPS * SOUND_RATE)
     sound = F.pad(sound[:, :, :needed], (0, max(0, needed - sound.shape[2])))[0].double()
     sound = F.pad(sound, (WINDOW // 2, WINDOW // 2), mode="reflect")
     hann = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(WINDOW, dtype=torch.float64) / WINDOW)
