@@ -108,7 +108,7 @@ class Pipeline:
 
         The last few prompts' embeddings are kept, and a prompt among them is not encoded again.
         """
-        guided = needs_negative(request.recipe.guidance)
+        guided = needs_negative(request.effective_guidance)
         wanted = [request.prompt, request.negative_prompt] if guided else [request.prompt]
         known = self._memory.prompts
         missing = [prompt for prompt in dict.fromkeys(wanted) if prompt not in known]

@@ -82,6 +82,7 @@ class Recipe:
         audio_source: None leaves it to the revision.
         separate_passes: guidance passes run one after the other, in less memory, not as one batch.
         allows_stg: False: the recipe is made without STG.
+        appends_images: every image becomes keyframe tokens; else one at frame 0 replaces the clip's own.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Recipe:
     audio_source: AudioSource | None = None
     separate_passes: bool = False
     allows_stg: bool = True
+    appends_images: bool = False
 
     def inside(self, num_layers: int) -> Recipe:
         """The recipe for a model of fewer blocks than the released ones: its STG blocks at the same relative depth."""
@@ -143,18 +145,20 @@ _DISTILLED = Recipe(
 _ONE_STAGE = replace(
     _TWO_STAGE, name="one-stage", stages=1, distilled_strength=(0.0, 0.0), audio_source=AudioSource.STAGE_1
 )
+# Interpolates between images: the two-stage recipe's numbers, and the sound of stage 2 in every revision
+_KEYFRAMES = replace(_TWO_STAGE, name="keyframes", audio_source=AudioSource.STAGE_2, appends_images=True)
+
+
+def _of_2_0(recipe: Recipe) -> Recipe:
+    return replace(recipe, steps=40, guidance=_guided(29))
+
 
 # The official recipes by generation of the checkpoint (fact sheet 6 and 8)
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     generation: {recipe.name: recipe for recipe in recipes}
     for generation, recipes in {
-        "2.3": (_TWO_STAGE, _HQ, _DISTILLED, _ONE_STAGE),
-        "2.0": (
-            replace(_TWO_STAGE, steps=40, guidance=_guided(29)),
-            _HQ,
-            _DISTILLED,
-            replace(_ONE_STAGE, steps=40, guidance=_guided(29)),
-        ),
+        "2.3": (_TWO_STAGE, _HQ, _DISTILLED, _ONE_STAGE, _KEYFRAMES),
+        "2.0": (_of_2_0(_TWO_STAGE), _HQ, _DISTILLED, _of_2_0(_ONE_STAGE), _of_2_0(_KEYFRAMES)),
     }.items()
 }
 RECIPE_NAMES = tuple(RECIPES["2.3"])
@@ -165,6 +169,7 @@ DEFAULT_SIZES: Mapping[str, tuple[int, int]] = {
     "hq": (1920, 1088),
     "distilled": (768, 512),
     "one-stage": (768, 512),
+    "keyframes": (768, 512),
 }
 DEFAULT_SIZE = DEFAULT_SIZES["two-stage"]
 # What the official pipelines default to, beyond the recipe

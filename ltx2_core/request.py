@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from .recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SEED, DEFAULT_SIZE, REVISIONS, AudioSource, Recipe, Revision
-from .types import AudioClip, ImageCondition, LatentPair, RunReport, VideoSize
+from .types import AudioClip, Guidance, ImageCondition, LatentPair, RunReport, StreamGuidance, VideoSize
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class GenerationRequest:
     def seconds(self) -> float:
         """Length of the clip, picture and sound."""
         return self.frames / self.fps
+
+    @property
+    def effective_guidance(self) -> Guidance:
+        """Stage 1's guidance: the recipe's, of the picture alone where the sound is given (fact sheet 8.3)."""
+        guidance = self.recipe.guidance
+        return guidance if self.audio is None else Guidance(guidance.video, StreamGuidance())
 
     @property
     def effective_audio_source(self) -> AudioSource:

@@ -19,7 +19,7 @@ logger = logging.getLogger("ltx2.loading")
 
 SUPPORTED_GENERATIONS = ((2, 0), (2, 3))
 _VARIANTS: Mapping[str, str] = {name: "distilled" if name == "distilled" else "dev" for name in RECIPE_NAMES}
-_LORA_RECIPES = ("two-stage", "hq")
+_LORA_RECIPES = ("two-stage", "hq", "keyframes")
 _ONE_STAGE_RECIPES = ("one-stage",)
 _SPLIT_ROLES = (Role.VIDEO_VAE, Role.AUDIO_VAE, Role.TEXT_PROJECTION)
 

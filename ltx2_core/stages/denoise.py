@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -67,7 +68,7 @@ def denoise_stage(
             model: Evaluate = GuidedModel(
                 GraphedCalls(transformer, plan.steps),
                 positive,
-                negative,
+                _compared_with(request, positive, negative),
                 plan.guidance,
                 transformer.stream_rope(video.positions, "video", models.dtype),
                 transformer.stream_rope(audio.positions, "audio", models.dtype),
@@ -82,6 +83,15 @@ def denoise_stage(
             video, audio = loop(model, video, audio, plan.sigmas, on_step)
     progress.finish(stage)
     return LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
+
+
+def _compared_with(
+    request: GenerationRequest, positive: PromptContext, negative: PromptContext | None
+) -> PromptContext | None:
+    """The text of the unconditional pass: a given sound keeps the positive one, whatever the picture reads."""
+    if negative is None or request.audio is None:
+        return negative
+    return replace(negative, audio=positive.audio)
 
 
 class _Seen:

@@ -44,7 +44,7 @@ def plan_stages(models: Models, request: GenerationRequest) -> tuple[StagePlan, 
     """One plan per denoising stage of the recipe: (stage 1,) or (stage 1, stage 2)."""
     recipe = request.recipe
     first_size = request.size.halved() if recipe.stages == 2 else request.size
-    first = _plan(models, request, Phase.STAGE_1, first_size, recipe.guidance)
+    first = _plan(models, request, Phase.STAGE_1, first_size, request.effective_guidance)
     if recipe.stages == 1:
         return (first,)
     return (first, _plan(models, request, Phase.STAGE_2, request.size, Guidance()))
@@ -71,9 +71,14 @@ def _plan(models: Models, request: GenerationRequest, phase: Phase, size: VideoS
     )
 
 
+def counts_latent_frames(request: GenerationRequest) -> bool:
+    """Whether the images' indices are of latent frames: in revision 2026-01, where images replace those."""
+    return request.revision.replaces_latent_frames and not request.recipe.appends_images
+
+
 def image_frames(models: Models, request: GenerationRequest) -> int:
     """How many frames the images' indices count: those of the clip, or of its latent (revision 2026-01)."""
-    if request.revision.replaces_latent_frames:
+    if counts_latent_frames(request):
         return request.size.latent(models.latent_channels, models.scale).frames
     return request.frames
 
@@ -85,8 +90,8 @@ def placed_images(models: Models, request: GenerationRequest) -> tuple[ImageCond
 
 
 def appends(request: GenerationRequest, frame: int) -> bool:
-    """Whether an image at ``frame`` becomes keyframe tokens; the first frame replaces tokens instead."""
-    return frame != 0 and not request.revision.replaces_latent_frames
+    """Whether an image at ``frame`` becomes keyframe tokens; else it replaces tokens of the clip."""
+    return request.recipe.appends_images or (frame != 0 and not request.revision.replaces_latent_frames)
 
 
 def stage_generator(plans: Sequence[StagePlan], phase: Phase, seed: int, device: torch.device) -> torch.Generator:

@@ -14,7 +14,7 @@ from ..request import GenerationRequest
 from ..sampling.res_2s import LAST_SIGMA
 from ..sampling.schedules import fixed_sigmas
 from ..types import AudioClip, ImageCondition, Phase, StreamGuidance
-from .plan import image_frames, placed_images, plan_stages
+from .plan import image_frames, plan_stages
 
 _SEED_LIMIT = 2**64
 _MAX_CRF = 51  # libx264's scale
@@ -72,8 +72,7 @@ def _check_sound(models: Models, request: GenerationRequest) -> None:
 
 
 def check_prompt(prompt: str) -> None:
-    if not prompt.strip():
-        raise SettingError("prompt", prompt, "is empty", "Describe the clip and its sound.")
+    """The text can be encoded; an empty one asks for nothing in particular, as in the official pipelines."""
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
@@ -135,15 +134,10 @@ def check_guidance(name: str, guidance: StreamGuidance, num_layers: int) -> None
 
 
 def check_images(models: Models, request: GenerationRequest) -> None:
-    """Every image can be read, lies inside the clip at a frame of its own, and its strength is a share."""
+    """Every image can be read and lies inside the clip, and its strength is a share."""
     frames = image_frames(models, request)
     for image in request.images:
         _check_image(image, request, frames)
-    taken = [image.frame for image in placed_images(models, request)]
-    for frame in taken:
-        if taken.count(frame) > 1:
-            problem = f"{taken.count(frame)} images are for this frame"
-            raise SettingError("image frame", frame, problem, "Give every image a frame of its own.")
 
 
 def _check_image(image: ImageCondition, request: GenerationRequest, frames: int) -> None:

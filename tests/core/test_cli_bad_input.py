@@ -113,7 +113,6 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ({"schedule_tokens": 10**9}, ["schedule-tokens = 1000000000", "between 1 and"]),
         ({"schedule_tokens": 4096, "steps": None, "recipe": "distilled"}, ["schedule-tokens = 4096", "fixed steps"]),
         ({"seed": -1}, ["seed = -1", "2^64"]),
-        ({"prompt": "  "}, ["prompt = '  '", "empty"]),
         ({"prompt": "a \udcff"}, ["prompt", "no text"]),
         ({"frames": 1, "fps": 60}, ["fps = 60", "too short"]),
         ({"frames": 9, "fps": 0.01}, ["fps = 0.01", "longest"]),
@@ -275,9 +274,9 @@ def test_images(world: World, capsys: pytest.CaptureFixture[str]) -> None:
         error = refused(world.options(image=argument), capsys)
         for part in named:
             assert part in error
-    for frame in ("last", "-1", "8"):
-        error = refused([*world.options(image=f"{good}@8"), "--image", f"{two}@{frame}:0.5"], capsys)
-        assert "image frame = 8: 2 images are for this frame" in error
+    # As in the official pipelines, two images may be for one frame
+    with pytest.raises(AssertionError, match="were read"):
+        cli.main([*world.options(image=f"{good}@8"), "--image", f"{two}@last:0.5", "--quiet"])
     # The first revision counts latent frames: two of them here
     error = refused(world.options(image=f"{good}@2", revision="2026-01"), capsys)
     assert "image frame = 2" in error and "counts latent frames" in error and "0 to 1" in error

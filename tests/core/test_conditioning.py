@@ -14,13 +14,24 @@ from ltx2_two_stage.ltx2_core.errors import SettingError
 from ltx2_two_stage.ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
 from ltx2_two_stage.ltx2_core.media.sink import NullSink
+from ltx2_two_stage.ltx2_core.models.transformer.graphs import GraphedCalls
+from ltx2_two_stage.ltx2_core.models.transformer.positions import video_positions
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
-from ltx2_two_stage.ltx2_core.recipe_choice import RecipeChoice
+from ltx2_two_stage.ltx2_core.recipe_choice import GuidanceChoice, RecipeChoice
 from ltx2_two_stage.ltx2_core.recipes import REVISIONS, AudioSource
 from ltx2_two_stage.ltx2_core.request import GenerationRequest
+from ltx2_two_stage.ltx2_core.sampling.state import StreamState
 from ltx2_two_stage.ltx2_core.stages import condition
 from ltx2_two_stage.ltx2_core.stages.plan import placed_images, plan_stages
-from ltx2_two_stage.ltx2_core.types import AudioClip, Component, ImageCondition, LatentPair, Phase, PromptContext
+from ltx2_two_stage.ltx2_core.types import (
+    AudioClip,
+    BatchItem,
+    Component,
+    ImageCondition,
+    LatentPair,
+    Phase,
+    PromptContext,
+)
 from torch import Tensor
 
 RATE = 16000  # of the tiny audio models
@@ -95,12 +106,53 @@ def test_frames_outside_the_clip_are_refused(pipeline: Pipeline, revision: str, 
     assert caught.value.value == frame
 
 
-@pytest.mark.parametrize("frames", [(0, 0), (-1, 16), (3, 8, 3), (0, -17)])
-def test_two_images_at_one_frame_are_refused(pipeline: Pipeline, frames: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("preset", "revision", "frames", "appended"),
+    [
+        ("two-stage", "newest", (0, 0), 0),
+        ("two-stage", "newest", (-1, 16), 2),
+        ("two-stage", "1.0.0", (3, 8, 3), 3),
+        ("two-stage", "2026-01", (1, -2), 0),
+        ("keyframes", "newest", (0, -17), 2),
+        ("keyframes", "newest", (0, 8, -1), 3),
+        # That recipe counts the clip's frames and appends in every revision
+        ("keyframes", "2026-01", (0, 16), 2),
+    ],
+)
+def test_images_are_replaced_or_appended_as_the_recipe_and_the_revision_have_it(
+    pipeline: Pipeline, preset: str, revision: str, frames: tuple[int, ...], appended: int
+) -> None:
+    """Several images may be for one frame."""
     images = tuple(ImageCondition(picture(n), frame) for n, frame in enumerate(frames))
-    with pytest.raises(SettingError, match="2 images are for this frame"):
-        pipeline.validate(request_for(images=images))
-    pipeline.validate(request_for(images=images[:1]))
+    request = request_for(preset, images=images, revision=REVISIONS[revision])
+    pipeline.validate(request)
+    cells = (WIDTH // 32) * (HEIGHT // 32)
+    tokens = [plan.appended_tokens for plan in plan_stages(pipeline.models, request)]
+    assert tokens == [appended * cells // 4, appended * cells]
+
+
+def test_of_two_images_on_the_first_frame_the_later_one_is_shown(pipeline: Pipeline, texts: Texts) -> None:
+    def first(*images: ImageCondition) -> Tensor:
+        return pipeline.denoise(request_for(steps=1, images=images), *texts).video
+
+    one, other = ImageCondition(picture(0), 0, 0.5), ImageCondition(picture(1), -FRAMES, 0.9)
+    torch.testing.assert_close(first(one, other), first(other), rtol=0, atol=1e-5)
+    assert (first(other, one) - first(other)).abs().max() > 0.01
+
+
+def test_a_keyframe_at_the_first_frame_spans_that_frame_alone(pipeline: Pipeline) -> None:
+    """The recipe's own places: start and end in seconds of images at the frames 0 and 8 (fact sheet 4.4)."""
+    images = (ImageCondition(picture(0), 0), ImageCondition(picture(1), 8))
+    for revision, length in (("newest", 1), ("1.0.0", 8)):
+        request = request_for("keyframes", images=images, revision=REVISIONS[revision])
+        plan = plan_stages(pipeline.models, request)[0]
+        cells = plan.video.height * plan.video.width
+        zeros = torch.zeros(1, plan.video.token_count, plan.video.channels)
+        at = video_positions(plan.video, FPS, pipeline.models.scale)
+        encoded = [condition.EncodedImage(zeros[:, :cells], image.frame, 1.0) for image in images]
+        state = condition.apply_images(pipeline.models, request, plan, StreamState.start(zeros, at), encoded)
+        seconds = state.positions[0, 0, plan.video.token_count :: cells]
+        torch.testing.assert_close(seconds, torch.tensor([[0.0, 1.0], [8.0, 8.0 + length]]) / FPS)
 
 
 @pytest.mark.parametrize("preset", ["two-stage", "hq", "distilled"])
@@ -172,6 +224,46 @@ def test_a_given_sound_stays_as_it_is_through_both_stages(
     assert not torch.equal(first.video, other.video), "the picture hears it"
     plain, _ = both_stages(pipeline, texts, request_for(preset, steps))
     assert not torch.equal(first.audio, plain.audio)
+
+
+class Asked:
+    """A transformer's calls: the texts that each one was given, and its items."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[Tensor, Tensor, tuple[BatchItem, ...]]] = []
+        call = GraphedCalls.__call__
+
+        def watched(graphed: Any, video: Any, audio: Any, items: Any, rule: Any) -> Any:
+            self.calls.append((video.context, audio.context, tuple(items)))
+            return call(graphed, video, audio, items, rule)
+
+        monkeypatch.setattr(GraphedCalls, "__call__", watched)
+
+
+@pytest.mark.parametrize("preset", ["two-stage", "hq", "one-stage", "keyframes"])
+def test_a_given_sound_is_guided_by_nothing(
+    pipeline: Pipeline, texts: Texts, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads the positive prompt in every pass, and none of its blocks is perturbed (fact sheet 8.3)."""
+    positive, negative = texts
+    assert negative is not None
+    asked = Asked(monkeypatch)
+    pipeline.denoise(request_for(preset, 1, audio=sound(1.0), width=64), *texts)
+    for video, audio, items in asked.calls:
+        assert torch.equal(video, torch.cat([positive.video, negative.video]))
+        assert torch.equal(audio, torch.cat([positive.audio, positive.audio]))
+        assert not any(item.perturbation.audio_stg_blocks for item in items)
+        assert any(item.perturbation.video_stg_blocks for item in items) == (preset != "hq")
+    asked.calls.clear()
+    pipeline.denoise(request_for(preset, 1, width=64), *texts)
+    assert all(torch.equal(audio, torch.cat([positive.audio, negative.audio])) for _, audio, _ in asked.calls)
+
+
+def test_guidance_of_the_sound_alone_needs_no_negative_prompt_where_it_is_given(pipeline: Pipeline) -> None:
+    choice = RecipeChoice("one-stage", 1, video=GuidanceChoice(cfg=1.0))
+    request = replace(request_for("one-stage"), recipe=choice.recipe("2.3", 3))
+    assert pipeline.encode_prompt(request)[1] is not None
+    assert pipeline.encode_prompt(replace(request, audio=sound(1.0)))[1] is None
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

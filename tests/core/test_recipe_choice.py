@@ -43,6 +43,8 @@ HQ = Guidance(StreamGuidance(3, 0, 3, 0.45), StreamGuidance(7, 0, 3, 1.0))
         ("one-stage", "2.0", 1, 40, guided(29), 4096, "euler", (0.0, 0.0), STAGE_1),
         ("hq", "2.3", 2, 15, HQ, None, "res_2s", (0.25, 0.5), None),
         ("hq", "2.0", 2, 15, HQ, None, "res_2s", (0.25, 0.5), None),
+        ("keyframes", "2.3", 2, 30, guided(28), 4096, "euler", (0.0, 1.0), STAGE_2),
+        ("keyframes", "2.0", 2, 40, guided(29), 4096, "euler", (0.0, 1.0), STAGE_2),
         ("distilled", "2.3", 2, 8, Guidance(), 4096, "euler", (0.0, 0.0), STAGE_2),
         ("distilled", "2.0", 2, 8, Guidance(), 4096, "euler", (0.0, 0.0), STAGE_2),
     ],
@@ -61,6 +63,7 @@ def test_the_table_holds_the_official_numbers(
     recipe = official_recipe(name, generation)
     assert (recipe.name, recipe.stages, recipe.steps, recipe.guidance) == (name, stages, steps, guidance)
     assert (recipe.schedule_tokens, recipe.sampler, recipe.distilled_strength) == (tokens, sampler, strengths)
+    assert recipe.appends_images == (name == "keyframes")
     assert recipe.audio_source is audio and recipe.refine_sigmas == STAGE_2_SIGMAS
     assert recipe.sigmas == (DISTILLED_SIGMAS if name == "distilled" else None)
     check_recipe(recipe, LAYERS)
@@ -115,7 +118,7 @@ def test_every_value_can_be_overridden_alone(name: str) -> None:
 
 def test_no_number_of_a_recipe_is_out_of_reach() -> None:
     changed = {key for _, changes in OVERRIDES.values() for key in changes}
-    fixed = {"name", "stages", "allows_stg"}  # what makes a preset that preset
+    fixed = {"name", "stages", "allows_stg", "appends_images"}  # what makes a preset that preset
     asked_for_in_the_request = {"audio_source"}
     assert changed | fixed | asked_for_in_the_request == {field.name for field in fields(Recipe)}
     assert {f.name for f in fields(GuidanceChoice)} == {f.name for f in fields(StreamGuidance)}

@@ -1,7 +1,8 @@
 """Runs whose latents are kept in ``latents.safetensors``.
 
-``python tests/golden/runs.py`` makes that file anew, with the package installed. Do so only when a change of the
-numbers is wanted, and say why in the commit.
+``python tests/golden/runs.py`` makes that file anew, with the package installed; names of runs as arguments make those
+alone, and leave the others as they were kept. Do so only when a change of the numbers is wanted, and say why in the
+commit.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from ltx2_two_stage.ltx2_core.recipe_choice import GuidanceChoice, RecipeChoice
 from ltx2_two_stage.ltx2_core.recipes import REVISIONS
 from ltx2_two_stage.ltx2_core.request import GenerationRequest
 from ltx2_two_stage.ltx2_core.types import AudioClip, ImageCondition
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 GOLDEN = Path(__file__).with_name("latents.safetensors")
@@ -114,15 +115,17 @@ def _sound(seconds: float) -> AudioClip:
     return AudioClip((0.4 * sides + 0.05 * noise)[None].float(), 16000)
 
 
-def main() -> None:
+def main(names: Sequence[str] = ()) -> None:
+    wanted = {name: RUNS[name] for name in names} or RUNS
+    kept = load_file(GOLDEN) if names else {}
     with tempfile.TemporaryDirectory() as folder:
         files: dict[Generation, TinyFiles] = {
             generation: write_tiny(Path(folder) / generation, generation, dtype="float32")
             for generation in ("2.0", "2.3")
         }
-        tensors = {
+        tensors = kept | {
             f"{name}/{key}": tensor
-            for name, run in RUNS.items()
+            for name, run in wanted.items()
             for key, tensor in latents(run, files[run.generation]).items()
         }
     save_file(tensors, GOLDEN)
@@ -130,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -140,7 +140,6 @@ FAILED: dict[str, tuple[Callable[[], Prompt], str, str]] = {
     "too short": (lambda: clip(frames=1, fps=240.0), "stage1", "too short for any sound"),
     "STG block": (lambda: with_recipe(video_blocks="28"), "stage1", "blocks = 28: the model has blocks 0 to 2"),
     "no negative": (without_negative, "stage1", "negative = None: the two-stage preset needs it. Connect"),
-    "two images, one frame": (lambda: with_images(8, -1), "stage1", "image frame = 8: 2 images are for this frame"),
     "image outside": (lambda: with_images(FRAMES), "stage1", "image frame = 9: the clip has frames 0 to 8"),
     "no upsampler": (lambda: with_loader(upsampler="none"), "stage1", "upsampler = None: the two-stage recipe needs"),
     "no distilled LoRA": (

@@ -255,7 +255,7 @@ def test_models_stay_loaded_when_other_workflows_run(host: Any) -> None:
         ({"height": 96}, "height = 96: must be a multiple of 64"),
         ({"width": 100, "preset": "one-stage"}, "width = 100: must be a multiple of 32 for a one-stage run"),
         ({"frames": 10}, "frames = 10: must be 8 * n + 1. Try 9 or 17."),
-        ({"prompt": "  "}, "prompt = '  ': is empty"),
+        ({"preset": "distilled", "steps": 4}, "steps = 4: the distilled recipe has 8 fixed steps"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

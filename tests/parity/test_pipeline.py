@@ -7,6 +7,7 @@ if weights, rules, formulas, their order and the random draws all do.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,8 +64,13 @@ GUIDANCE = {
     "two-stage": GUIDED,
     "one-stage": GUIDED,
     "hq": ((3.0, 0.0, 3.0, 0.45), (7.0, 0.0, 3.0, 1.0)),
+    "keyframes": GUIDED,
 }
-DISTILLED_STRENGTHS = {"two-stage": (0.0, 1.0), "hq": (0.25, 0.5)}  # of the LoRA, in stage 1 and 2
+DISTILLED_STRENGTHS = {
+    "two-stage": (0.0, 1.0),
+    "hq": (0.25, 0.5),
+    "keyframes": (0.0, 1.0),
+}  # of the LoRA, in stage 1 and 2
 
 STAGE_2 = (0.909375, 0.725, 0.421875, 0.0)
 DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
@@ -95,9 +101,9 @@ class StillImage(NamedTuple):
     frame: int
     strength: float
 
-    def index(self, rules: Rules) -> int:
-        """Counted from the first frame; -1 is the last one."""
-        return self.frame % (((FRAMES - 1) // 8 + 1) if rules.replaces_latent_frames else FRAMES)
+    def index(self, in_latent: bool) -> int:
+        """Counted from the first frame, of the clip or of its latent; -1 is the last one."""
+        return self.frame % (((FRAMES - 1) // 8 + 1) if in_latent else FRAMES)
 
 
 class UserLoRA(NamedTuple):
@@ -136,7 +142,9 @@ CASES = {
     "2.3 of 1.0.0, images": Case("2.3", REVISIONS["1.0.0"], images=(StillImage(0, 1.0), StillImage(8, 1.0))),
     "2.3 mixed, images": Case("2.3", MIXED, images=(StillImage(0, 0.7), StillImage(8, 0.8))),
     "2.0 of 2026-01, images": Case("2.0", REVISIONS["2026-01"], images=(StillImage(0, 1.0), StillImage(1, 0.6))),
-    "2.3 distilled, image": Case("2.3", recipe="distilled", images=(StillImage(0, 1.0),)),
+    "2.3 distilled, two images on the first frame": Case(
+        "2.3", recipe="distilled", images=(StillImage(0, 0.5), StillImage(-17, 1.0))
+    ),
     "2.3 HQ, images": Case("2.3", recipe="hq", images=(StillImage(0, 0.7), StillImage(8, 1.0)), mode="snapshot-low"),
     "2.0 HQ": Case("2.0", REVISIONS["1.0.0"], recipe="hq", lora=UserLoRA(0.5, "both")),
     "2.3 one stage": Case("2.3", recipe="one-stage"),
@@ -149,6 +157,12 @@ CASES = {
     "2.3 HQ, sound and image": Case("2.3", recipe="hq", images=(StillImage(0, 1.0),), sound=1.0),
     "2.3 distilled, sound": Case("2.3", recipe="distilled", sound=1.0),
     "2.0 one stage, sound": Case("2.0", recipe="one-stage", sound=0.7),
+    "2.3 keyframes of 1.0.0, two on one frame": Case(
+        "2.3",
+        REVISIONS["1.0.0"],
+        recipe="keyframes",
+        images=(StillImage(0, 0.9), StillImage(8, 1.0), StillImage(-9, 0.6)),
+    ),
     "2.3 gradient estimation": Case("2.3", sampler="gradient_estimation"),
     "2.0 gradient estimation, image": Case(
         "2.0", recipe="one-stage", images=(StillImage(0, 0.7),), sampler="gradient_estimation"
@@ -200,7 +214,7 @@ def expected_run(case: Case, oracle: Oracle) -> dict[str, Tensor]:
         start, sigmas = (upsampled, audio), torch.tensor(STAGE_2)
         video, audio = denoise(case, models, dit, (HEIGHT, WIDTH), sigmas, positive, None, generator, start)
         out |= {"upsampled_video": upsampled, "stage2_video": video, "stage2_audio": audio}
-        if case.rules.audio_stage == 2 or case.recipe == "distilled":
+        if case.rules.audio_stage == 2 or case.recipe in ("distilled", "keyframes"):
             sound = audio
     pixels = models.video_vae.decode(raw(models, video)).sample[0].permute(1, 2, 3, 0)  # CFHW -> FHWC
     if case.sound:
@@ -277,9 +291,11 @@ def denoise(
 
         x0 = run(positive)
         if negative is not None:
-            scales = GUIDANCE[case.recipe]
-            uncond = run(negative)
-            perturbed = run(positive, spatio_temporal_guidance_blocks=[STG_BLOCK]) if scales[0][1] else x0
+            scales, free = GUIDANCE[case.recipe], state.given_audio is None
+            # A given sound is not guided (8.3): it keeps the positive text, and no block of it is perturbed
+            uncond = run(negative if free else (negative[0], positive[1]))
+            with contextlib.nullcontext() if free else unperturbed_audio(dit):
+                perturbed = run(positive, spatio_temporal_guidance_blocks=[STG_BLOCK]) if scales[0][1] else x0
             isolated = run(positive, isolate_modalities=True)
             video, audio = zip(x0, uncond, perturbed, isolated, strict=True)
             x0 = guided(scales[0], *video), guided(scales[1], *audio)
@@ -379,15 +395,17 @@ def initial(
     if rules.bf16_positions:
         positions = positions.bfloat16()
     clean, mask = video.clone(), torch.ones(1, video.shape[1], 1)
+    in_latent = rules.replaces_latent_frames and case.recipe != "keyframes"
     for image in case.images:
-        tokens, frame = image_tokens(models, picture(image.frame), size), image.index(rules)
-        if frame == 0 or rules.replaces_latent_frames:
+        tokens, frame = image_tokens(models, picture(image.frame), size), image.index(in_latent)
+        if in_latent or (frame == 0 and case.recipe != "keyframes"):
             span = slice(frame * cells, (frame + 1) * cells)
             clean[:, span], mask[:, span] = tokens, 1 - image.strength
         else:
             place = dit.rope.prepare_video_coords(1, 1, *grid[1:], "cpu", fps=FPS)
             place[:, 0, :, 0] = frame / FPS
-            place[:, 0, :, 1] = (frame + rules.keyframe_frames) / FPS
+            # The first latent frame of a clip spans one frame, so that a keyframe there does in every revision
+            place[:, 0, :, 1] = (frame + (rules.keyframe_frames if frame else 1)) / FPS
             positions = torch.cat((positions.float(), place), dim=2)
             video = torch.cat((video, torch.zeros_like(tokens)), dim=1)
             clean = torch.cat((clean, tokens), dim=1)
@@ -444,6 +462,21 @@ def gates_at(dit: nn.Module, levels: tuple[Tensor, Tensor] | None) -> Iterator[N
     handles = [
         gate.register_forward_pre_hook(at(level)) for gate, level in zip(gates, levels or (), strict=levels is not None)
     ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def unperturbed_audio(dit: nn.Module) -> Iterator[None]:
+    """STG that leaves the audio alone, which diffusers has no flag for: its blocks hear of no perturbation."""
+
+    def plain(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return arguments, {**options, "perturbation_mask": None, "all_perturbed": False}
+
+    handles = [block.audio_attn1.register_forward_pre_hook(plain, with_kwargs=True) for block in dit.transformer_blocks]
     try:
         yield
     finally:
@@ -572,7 +605,7 @@ def our_run(case: Case, oracle: Oracle) -> dict[str, Tensor]:
     request = GenerationRequest(
         prompt=PROMPT,
         recipe=recipe if recipe.sigmas else replace(recipe, steps=STEPS),
-        negative_prompt=NEGATIVE,
+        negative_prompt=NEGATIVE if case.recipe in GUIDANCE else "",
         width=WIDTH,
         height=HEIGHT,
         frames=FRAMES,
