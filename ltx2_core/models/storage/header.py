@@ -53,7 +53,7 @@ _FOREIGN: tuple[tuple[bytes, str, str], ...] = (
         "looks like a pickle, which is not opened because it can run code",
         "Use the .safetensors file.",
     ),
-    (b"gguf", "is a GGUF file, which is not supported", "Use the bf16 .safetensors file."),
+    (b"gguf", "is a GGUF file, not a safetensors file", "Use the bf16 .safetensors file."),
     (b"<?xml", "is a server's answer in XML, not a model file", "Download the file again."),
     (b"{", "is a JSON file, not the weights", "Point to the .safetensors file itself."),
 )
@@ -114,7 +114,7 @@ def foreign(start: bytes) -> tuple[str, str] | None:
 
 def _parse(file: BinaryIO, path: Path, setting: str, size: int) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     if size == 0:
-        raise CheckpointError(setting, path, "is empty", _DOWNLOAD_AGAIN)
+        raise CheckpointError(setting, path, "is empty, not a safetensors file", _DOWNLOAD_AGAIN)
     start = file.read(64)
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     # A valid length can look like another format's first bytes, so the format itself is tried first.

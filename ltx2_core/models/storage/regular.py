@@ -105,7 +105,8 @@ def unreadable(setting: str, path: Path, error: OSError, missing_fix: str = "Che
     if isinstance(error, FileNotFoundError):
         return CheckpointError(setting, path, "does not exist", missing_fix)
     if isinstance(error, FileChanged):
-        return CheckpointError(setting, path, "changed on disk since it was opened", "Load the models again.")
+        problem = "cannot be read as it was checked, it changed on disk since it was opened"
+        return CheckpointError(setting, path, problem, "Load the models again.")
     if isinstance(error, NotRegular):
         problem = "is a folder" if error.kind == "a folder" else str(error)
         return CheckpointError(setting, path, problem, _GIVE_FILE)
