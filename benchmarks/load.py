@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..device_manager.host_memory import PinnedBudget
 from ..device_manager.modes import Mode
@@ -21,7 +20,6 @@ from ..device_manager.streams import Streams
 from ..device_manager.switched import Switched, SwitchedSpec
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.loading.checkpoint import SafetensorsFile
-from ..ltx2_core.loading.reading import read_into
 from ..ltx2_core.loading.synthetic import Variant
 from ..ltx2_core.types import Component
 from .measure import machine
@@ -108,14 +106,11 @@ def _read(path: Path) -> None:
 def _load(models: SyntheticModels, path: Path) -> None:
     file = SafetensorsFile.open(path, "checkpoint")
 
-    def fill(tensors: Mapping[str, Tensor]) -> None:
-        read_into(file, tensors)
-
     def nothing(*arguments: Any) -> None:
         raise AssertionError("loading uses no adapters")
 
     spec = SwitchedSpec(
-        lambda: models.skeleton(Component.TRANSFORMER), fill, "transformer_blocks", nothing, nothing, nothing
+        lambda: models.skeleton(Component.TRANSFORMER), file.read_into, "transformer_blocks", nothing, nothing, nothing
     )
     budget = PinnedBudget()
     switched = Switched(spec, Mode.SNAPSHOT_LOW, Streams(torch.device("cuda")), budget, lambda h2d, d2h: None)

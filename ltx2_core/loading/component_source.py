@@ -16,7 +16,6 @@ from .checkpoint import SafetensorsFile
 from .keymaps import stored_name
 from .listing import some
 from .lora import linear_layers
-from .reading import read_into
 
 _FIX = "Use files of one LTX-2 release, with their metadata unchanged."
 _WEIGHT, _SCALE = ".weight", ".weight_scale"
@@ -142,7 +141,7 @@ class ComponentSource:
                 as_stored[key] = tensors[name]
             if scale is not None:  # one number serves all rows
                 scale.copy_(scales[key].flatten().expand(len(scale)))
-        read_into(piece.file, as_stored)
+        piece.file.read_into(as_stored)
         for device, keys in converted.items():
             for key, stored in piece.file.each(keys, device):
                 name = keys[key]

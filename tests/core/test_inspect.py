@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError
-from ltx2_two_stage.ltx2_core.loading import checkpoint as checkpoint_module
+from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.inspect import inspect_file
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from safetensors import safe_open
@@ -30,7 +30,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("inspect opened the weights")
 
-    monkeypatch.setattr(checkpoint_module, "safe_open", refuse)
+    monkeypatch.setattr(SafetensorsFile, "each", refuse)
+    monkeypatch.setattr(SafetensorsFile, "read_into", refuse)
 
 
 def test_a_full_model(tiny: TinyFiles, tiny20: TinyFiles) -> None:

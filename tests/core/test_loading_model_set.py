@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, ConfigError, LTX2Error, SettingError
-from ltx2_two_stage.ltx2_core.loading import checkpoint as checkpoint_module
+from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.keymaps import component_keys
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, full_size_config, write_tiny
@@ -119,22 +119,14 @@ def test_opening_reads_no_weight_and_building_reads_each_tensor_once(
 ) -> None:
     read_names: list[str] = []
 
-    class Counting:
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            self.file = safe_open(*arguments, **options)
+    each = SafetensorsFile.each
 
-        def __enter__(self) -> Counting:
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *error: Any) -> None:
-            self.file.__exit__(*error)
-
-        def get_tensor(self, name: str) -> Tensor:
+    def counting(self: SafetensorsFile, names: Iterable[str], *more: Any) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in each(self, names, *more):
             read_names.append(name)
-            return self.file.get_tensor(name)
+            yield name, tensor
 
-    monkeypatch.setattr(checkpoint_module, "safe_open", Counting)
+    monkeypatch.setattr(SafetensorsFile, "each", counting)
     models = ModelSet.open(all_files(tiny), torch.float32)
     assert read_names == []
     models.build(Component.TRANSFORMER, "cpu")

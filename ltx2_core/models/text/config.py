@@ -128,6 +128,12 @@ def _num_states(text_width: int, projection_inputs: int | None) -> int:
     return states
 
 
+def connector_key(keys: ConfigReader | Mapping[str, Any], prefix: str, name: str) -> str:
+    """The key that states a connector's number: its own, else the video stream's."""
+    own = f"{prefix}connector_{name}"
+    return own if own in keys else f"connector_{name}"
+
+
 def _connector(reader: ConfigReader, prefix: str) -> ConnectorConfig:
     # What a stream does not state is as in the video stream; positions, registers and gates are always shared.
     # The flag connector_norm_output is not read: official code always norms.
@@ -135,9 +141,9 @@ def _connector(reader: ConfigReader, prefix: str) -> ConnectorConfig:
     if len(max_position) != 1 or max_position[0] < 1:
         raise reader.error("connector_positional_embedding_max_pos", "must hold one positive number")
     result = ConnectorConfig(
-        heads=reader.int(f"{prefix}connector_num_attention_heads", reader.raw("connector_num_attention_heads")),
-        head_dim=reader.int(f"{prefix}connector_attention_head_dim", reader.raw("connector_attention_head_dim")),
-        num_layers=reader.int(f"{prefix}connector_num_layers", reader.raw("connector_num_layers")),
+        heads=reader.int(connector_key(reader, prefix, "num_attention_heads")),
+        head_dim=reader.int(connector_key(reader, prefix, "attention_head_dim")),
+        num_layers=reader.int(connector_key(reader, prefix, "num_layers")),
         registers=reader.int("connector_num_learnable_registers"),
         max_position=max_position[0],
         rope_layout="split" if reader.str("rope_type", choices=("split", "interleaved")) == "split" else "interleaved",

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import CheckpointError, ConfigError
-from ..scaled_weights import FP8_NAME, ScaledWeights, ScaledWeightsError, dequantised
+from ..scaled_weights import FP8_NAME, dequantised
+from ..storage.header import TensorInfo, foreign
+from ..storage.json_text import parse_json
+from ..storage.regular import FileChanged, read_small, unreadable
+from ..storage.safetensors_file import TORCH_DTYPES, SafetensorsFile
+from ..storage.stamp import Stamp, stamp_of
 from .gemma_config import GemmaConfig, GemmaSizes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
 
@@ -31,12 +35,13 @@ PREFIXES = ("language_model.model.", "model.language_model.", "language_model.",
 TEXT_TENSORS = ("embed_tokens.", "layers.", "norm.")
 SENTENCEPIECE_KEY = "spiece_model"
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    FP8_NAME: torch.float8_e4m3fn,
-}
+INDEX = "model.safetensors.index.json"
+_DTYPES = ("BF16", "F16", "F32", FP8_NAME)
+
+# Bytes that the files beside the weights have at most: Gemma 3's tokenizer.json has 33 million, the others 1.2 million
+_MOST_JSON = 16 * 2**20
+_MOST_TOKENIZER = 256 * 2**20
+_MOST_SHARDS = 1000
 
 _USE_GEMMA = "Use Gemma 3 12B: the folder of google/gemma-3-12b-it-qat-q4_0-unquantized, or gemma_3_12B_it.safetensors."
 _USE_BF16 = "Use the bfloat16 file (gemma_3_12B_it.safetensors) or a Hugging Face folder in bfloat16."
@@ -53,8 +58,8 @@ class GemmaSource:
         bytes: size of the text model's tensors, as stored.
         parameters: how many numbers these are.
         files: text model's tensor name to file and name there.
-        scales: text model's fp8 tensor to the name of its scale in the same file.
         tokenizer_path: tokenizer.json, tokenizer.model, or the single file itself.
+        stamps: of the files beside the weights, None for one that was not there.
     """
 
     path: Path
@@ -64,9 +69,9 @@ class GemmaSource:
     dtype: torch.dtype
     bytes: int
     parameters: int
-    files: Mapping[str, tuple[Path, str]]
-    scales: Mapping[str, str]
+    files: Mapping[str, tuple[SafetensorsFile, str]]
     tokenizer_path: Path
+    stamps: Mapping[Path, Stamp | None]
 
     @property
     def hidden_size(self) -> int:
@@ -90,16 +95,30 @@ class GemmaSource:
             CheckpointError: nothing is there, it is truncated, quantised, without tokenizer, or another model.
         """
         path = Path(path)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - pathlib's raises where a folder above cannot be looked into
             return _open_folder(path, setting)
-        if path.is_file():
-            return _open_file(path, setting)
-        raise CheckpointError(setting, path, "does not exist", _USE_GEMMA)
+        if not os.path.lexists(path):
+            raise CheckpointError(setting, path, "does not exist", _USE_GEMMA)
+        return _open_file(path, setting)
+
+    def check_unchanged(self) -> None:
+        """Raises :class:`CheckpointError` when one of the files is not the one that was opened."""
+        for path, stamp in self.stamps.items():
+            if stamp_of(path) != stamp:
+                raise unreadable(self.setting, path, FileChanged())
+        for file in self._shards:
+            file.check_unchanged()
+
+    @property
+    def _shards(self) -> list[SafetensorsFile]:
+        return list({id(file): file for file, _ in self.files.values()}.values())
 
     def load_tokenizer(self) -> PromptTokenizer:
-        """Raises :class:`CheckpointError` when the tokenizer cannot be read or belongs to another model."""
+        """Raises :class:`CheckpointError` when the tokenizer cannot be read, changed or belongs to another model."""
+        self.check_unchanged()
         try:
             tokenizer = self._read_tokenizer()
+            self.check_unchanged()
         except ValueError as error:
             fix = "Use a Gemma 3 folder with tokenizer.json, or install sentencepiece (pip install sentencepiece)."
             raise CheckpointError(
@@ -117,7 +136,11 @@ class GemmaSource:
         """The text model without head and vision tower, for inference; weights are read straight to ``device``.
 
         Those that are stored in fp8 are dequantised there, one by one.
+
+        Raises:
+            CheckpointError: a file changed since it was opened, or cannot be read.
         """
+        self.check_unchanged()
         with torch.device("meta"):
             model = _text_model(self.config)
         model.load_state_dict(self._read(dtype, torch.device(device)), strict=True, assign=True)
@@ -127,16 +150,13 @@ class GemmaSource:
 
     def _read(self, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
         tensors = {}
-        for file in dict.fromkeys(file for file, _ in self.files.values()):
-            try:
-                with safe_open(file, framework="pt", device=str(device)) as shard:
-                    for name, (home, key) in self.files.items():
-                        if home == file:
-                            scale = self.scales.get(name)
-                            factor = None if scale is None else shard.get_tensor(scale)
-                            tensors[name] = dequantised(shard.get_tensor(key), factor, dtype)
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(self.setting, file, f"cannot be read ({error})", _DOWNLOAD_AGAIN) from error
+        for file in self._shards:
+            names = {key: name for name, (home, key) in self.files.items() if home is file}
+            factors = {key: scale for key, scale in file.scaled.scales.items() if key in names}
+            scales = file.read(factors.values(), device)
+            for key, tensor in file.each(names, device):
+                factor = scales[factors[key]] if key in factors else None
+                tensors[names[key]] = dequantised(tensor, factor, dtype)
         return tensors
 
     def _read_tokenizer(self) -> PromptTokenizer:
@@ -144,8 +164,8 @@ class GemmaSource:
             return PromptTokenizer.from_json(self.tokenizer_path)
         if self.layout == "folder":
             return PromptTokenizer.from_sentencepiece(self.tokenizer_path.read_bytes())
-        with safe_open(self.tokenizer_path, framework="pt") as file:
-            return PromptTokenizer.from_sentencepiece(file.get_tensor(SENTENCEPIECE_KEY).numpy().tobytes())
+        ((_, model),) = self._shards[0].each([SENTENCEPIECE_KEY])
+        return PromptTokenizer.from_sentencepiece(model.numpy().tobytes())
 
 
 def gemma_hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
@@ -194,81 +214,48 @@ def gemma_states(model: nn.Module, prompts: Sequence[Tensor]) -> list[Tensor]:
     return states
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
-
-
-@dataclass
-class _Stored:
-    """Everything in one file or several.
-
-    Attributes:
-        scales: name of an fp8 tensor to that of its scale.
-        beside: scales and markers.
-    """
-
-    tensors: dict[str, _Tensor] = field(default_factory=dict)
-    scales: dict[str, str] = field(default_factory=dict)
-    beside: set[str] = field(default_factory=set)
-
-    def add(self, other: _Stored) -> None:
-        self.tensors |= other.tensors
-        self.scales |= other.scales
-        self.beside |= other.beside
-
-
 def _open_folder(path: Path, setting: str) -> GemmaSource:
-    folder = path / "text_encoder" if not (path / "config.json").is_file() else path
-    if not (folder / "config.json").is_file():
+    folder = path if _is_there(path / "config.json") else path / "text_encoder"
+    if not _is_there(folder / "config.json"):
         raise CheckpointError(setting, path, "holds no config.json", _USE_GEMMA)
-    text_config = _read_text_config(folder / "config.json", setting)
-    tokenizers = (
-        place / name
-        for place in (folder, path / "tokenizer", folder.parent / "tokenizer")
-        for name in ("tokenizer.json", "tokenizer.model")
-    )
-    tokenizer = next((file for file in tokenizers if file.is_file()), None)
-    if tokenizer is None:
-        fix = "Download tokenizer.json or tokenizer.model of the same repository into the folder."
-        raise CheckpointError(setting, path, "holds no tokenizer", fix)
-    stored = _Stored()
-    for file in _weight_files(folder, setting):
-        stored.add(_read_header(file, setting))
-    return _source(path, setting, "folder", stored, tokenizer, lambda sizes: GemmaConfig.from_json(sizes, text_config))
+    stamps: dict[Path, Stamp | None] = {}
+    text_config = _read_text_config(folder / "config.json", setting, stamps)
+    tokenizer = _find_tokenizer(path, folder, setting)
+    for file, most in ((tokenizer, _MOST_TOKENIZER), (tokenizer.with_name("tokenizer_config.json"), _MOST_JSON)):
+        stamps[file] = _look_at(file, setting, most)
+    files = [SafetensorsFile.open(file, setting) for file in _weight_files(folder, setting, stamps)]
+    return _source(path, setting, files, tokenizer, stamps, lambda sizes: GemmaConfig.from_json(sizes, text_config))
 
 
 def _open_file(path: Path, setting: str) -> GemmaSource:
-    stored = _read_header(path, setting)
-    source = _source(path, setting, "single file", stored, path, GemmaConfig.released)
-    if SENTENCEPIECE_KEY not in stored.tensors:
+    file = SafetensorsFile.open(path, setting)
+    source = _source(path, setting, [file], path, {}, GemmaConfig.released)
+    if SENTENCEPIECE_KEY not in file.tensors:
         fix = "Use a file in ComfyUI's layout (gemma_3_12B_it.safetensors), or a Hugging Face folder."
         raise CheckpointError(setting, path, f"holds no tokenizer (no tensor {SENTENCEPIECE_KEY})", fix)
+    spiece = file.tensors[SENTENCEPIECE_KEY]
+    if spiece.dtype != "U8" or spiece.nbytes > _MOST_TOKENIZER:
+        problem = f"holds no tokenizer: {SENTENCEPIECE_KEY} is {spiece.dtype} of {spiece.nbytes:,} bytes"
+        raise CheckpointError(setting, path, problem, _USE_GEMMA)
     return source
 
 
 def _source(
     path: Path,
     setting: str,
-    layout: Layout,
-    stored: _Stored,
+    files: Sequence[SafetensorsFile],
     tokenizer: Path,
+    stamps: Mapping[Path, Stamp | None],
     configure: Callable[[GemmaSizes], GemmaConfig],
 ) -> GemmaSource:
-    prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in stored.tensors), None)
-    if prefix is None:
-        raise CheckpointError(setting, path, "is not Gemma 3: it has no token embeddings", _USE_GEMMA)
-    starts = tuple(prefix + start for start in TEXT_TENSORS)
-    text = {k: t for k, t in stored.tensors.items() if k.startswith(starts) and k not in stored.beside}
-    if unknown := {tensor.dtype for tensor in text.values()} - DTYPES.keys():
+    _require_once(files, setting)
+    prefix = _prefix(path, setting, files)
+    text = {key: (file, info) for file in files for key, info in _text_tensors(file, prefix)}
+    if unknown := {info.dtype for _, info in text.values()}.difference(_DTYPES):
         problem = f"holds quantised weights ({', '.join(sorted(unknown))}), which are not supported"
         raise CheckpointError(setting, path, problem, _USE_BF16)
-    shapes = {key.removeprefix(prefix): tensor.shape for key, tensor in text.items()}
-    sizes = {key: torch.Size(tensor.shape).numel() for key, tensor in text.items()}
     try:
-        config = configure(GemmaSizes.from_shapes(shapes))
+        config = configure(GemmaSizes.from_shapes({key.removeprefix(prefix): i.shape for key, (_, i) in text.items()}))
     except ConfigError as error:
         value = "" if error.value is None else f" = {error.value!r}"
         raise CheckpointError(
@@ -277,19 +264,70 @@ def _source(
     return GemmaSource(
         path=path,
         setting=setting,
-        layout=layout,
+        layout="single file" if tokenizer == path else "folder",
         config=config,
-        dtype=DTYPES[text[f"{prefix}embed_tokens.weight"].dtype],
-        bytes=sum(sizes[key] * DTYPES[tensor.dtype].itemsize for key, tensor in text.items()),
-        parameters=sum(sizes.values()),
-        files={key.removeprefix(prefix): (tensor.file, key) for key, tensor in text.items()},
-        scales={key.removeprefix(prefix): scale for key, scale in stored.scales.items() if key in text},
+        dtype=TORCH_DTYPES[text[f"{prefix}embed_tokens.weight"][1].dtype],
+        bytes=sum(info.nbytes for _, info in text.values()),
+        parameters=sum(info.nbytes // TORCH_DTYPES[info.dtype].itemsize for _, info in text.values()),
+        files={key.removeprefix(prefix): (file, key) for key, (file, _) in text.items()},
         tokenizer_path=tokenizer,
+        stamps=stamps,
     )
 
 
-def _read_text_config(path: Path, setting: str) -> Any:
-    config = _read_json(path, setting)
+def _prefix(path: Path, setting: str, files: Sequence[SafetensorsFile]) -> str:
+    """What precedes the text model's names in these files."""
+    for prefix in PREFIXES:
+        if any(f"{prefix}embed_tokens.weight" in file.tensors for file in files):
+            return prefix
+    raise CheckpointError(setting, path, "is not Gemma 3: it has no token embeddings", _USE_GEMMA)
+
+
+def _text_tensors(file: SafetensorsFile, prefix: str) -> list[tuple[str, TensorInfo]]:
+    starts, beside = tuple(prefix + start for start in TEXT_TENSORS), file.scaled.beside
+    return [(key, info) for key, info in file.tensors.items() if key.startswith(starts) and key not in beside]
+
+
+def _require_once(files: Sequence[SafetensorsFile], setting: str) -> None:
+    """Which of two tensors of one name is meant, nothing says."""
+    homes: dict[str, SafetensorsFile] = {}
+    for file in files:
+        for name in file.tensors:
+            if homes.setdefault(name, file) is not file:
+                problem = f"holds {name}, which {homes[name].path.name} holds too"
+                raise CheckpointError(setting, file.path, problem, "Keep the files of one download in the folder.")
+
+
+def _find_tokenizer(path: Path, folder: Path, setting: str) -> Path:
+    for place in (folder, path / "tokenizer", folder.parent / "tokenizer"):
+        for name in ("tokenizer.json", "tokenizer.model"):
+            if _is_there(place / name):
+                return place / name
+    fix = "Download tokenizer.json or tokenizer.model of the same repository into the folder."
+    raise CheckpointError(setting, path, "holds no tokenizer", fix)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something to open; whether it can be, opening it tells."""
+    return os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112 - never raises
+
+
+def _look_at(path: Path, setting: str, most: int) -> Stamp | None:
+    """The stamp of a file that is read later; None where there is none.
+
+    Raises:
+        CheckpointError: it is no file, too large, or what stands for one in a clone.
+    """
+    if not _is_there(path):
+        return None
+    content, stamp = read_small(path, setting, most)
+    if (found := foreign(content[:64])) and not content.lstrip().startswith(b"{"):
+        raise CheckpointError(setting, path, *found)
+    return stamp
+
+
+def _read_text_config(path: Path, setting: str, stamps: dict[Path, Stamp | None]) -> Any:
+    config = _read_json(path, setting, stamps)
     kind = config.get("model_type")
     if kind not in ("gemma3", "gemma3_text"):
         raise CheckpointError(setting, path.parent, f"holds a model of type {kind!r}, not Gemma 3", _USE_GEMMA)
@@ -299,17 +337,15 @@ def _read_text_config(path: Path, setting: str) -> Any:
     return config.get("text_config", {}) if kind == "gemma3" else config
 
 
-def _weight_files(folder: Path, setting: str) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = _read_json(index, setting).get("weight_map")
-        if not isinstance(names, dict):
-            raise CheckpointError(setting, index, "lists no weight files", _DOWNLOAD_AGAIN)
-        files = [folder / name for name in sorted(set(names.values()))]
-        if missing := [file.name for file in files if not file.is_file()]:
+def _weight_files(folder: Path, setting: str, stamps: dict[Path, Stamp | None]) -> list[Path]:
+    index = folder / INDEX
+    if _is_there(index):
+        files = [folder / name for name in _indexed_names(index, _read_json(index, setting, stamps), setting)]
+        if missing := [file.name for file in files if not _is_there(file)]:
             problem = f"lacks {len(missing)} of {len(files)} weight files ({missing[0]})"
             raise CheckpointError(setting, folder, problem, _DOWNLOAD_AGAIN)
         return files
+    stamps[index] = None
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CheckpointError(setting, folder, "holds no safetensors file", _USE_GEMMA)
@@ -318,29 +354,37 @@ def _weight_files(folder: Path, setting: str) -> list[Path]:
     return files
 
 
-def _read_header(path: Path, setting: str) -> _Stored:
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            tensors = {name: _Tensor(path, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
-            scaled = ScaledWeights.find(
-                tensors, file.metadata() or {}, lambda name: file.get_tensor(name).numpy().tobytes()
-            )
-    except (SafetensorError, OSError) as error:
-        problem = f"is truncated, or not a safetensors file ({error})"
-        raise CheckpointError(setting, path, problem, "Download it again; only safetensors files are read.") from error
-    except ScaledWeightsError as error:
-        raise CheckpointError(setting, path, error.problem, error.fix) from error
-    return _Stored(tensors, dict(scaled.scales), set(scaled.beside))
+def _indexed_names(path: Path, index: Mapping[str, Any], setting: str) -> list[str]:
+    """The files that an index lists. Their names lead nowhere else; links that lie in the folder are the user's own."""
+    listed = index.get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(name, str) for name in listed.values()):
+        raise CheckpointError(setting, path, "lists no weight files", _DOWNLOAD_AGAIN)
+    names = sorted(set(listed.values()))
+    if outside := [name for name in names if not _stays_inside(name)]:
+        problem = f"names a weight file that is none of its folder ({outside[0]!r})"
+        raise CheckpointError(setting, path, problem, "Use the index that came with the weights.")
+    if len(names) > _MOST_SHARDS:
+        raise CheckpointError(setting, path, f"lists {len(names):,} weight files", _DOWNLOAD_AGAIN)
+    return names
 
 
-def _read_json(path: Path, setting: str) -> dict[str, Any]:
+def _stays_inside(name: str) -> bool:
+    """Whether a name is one of a file in the folder, or below it, on every system."""
+    kinds = (PurePosixPath(name), PureWindowsPath(name))
+    if "\0" in name or not name.endswith(".safetensors") or len(name) > 1000:
+        return False
+    return not any(kind.anchor or ".." in kind.parts for kind in kinds)
+
+
+def _read_json(path: Path, setting: str, stamps: dict[Path, Stamp | None]) -> dict[str, Any]:
+    content, stamps[path] = read_small(path, setting, _MOST_JSON)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(setting, path, f"cannot be read ({error})", "Check the file's permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(setting, path, f"is not JSON ({error})", _DOWNLOAD_AGAIN) from error
+        value = parse_json(content)
+    except ValueError as error:
+        problem, fix = foreign(content[:64]) or ("", "")
+        if content.lstrip().startswith(b"{") or not problem:
+            problem, fix = f"is not JSON ({error})", _DOWNLOAD_AGAIN
+        raise CheckpointError(setting, path, problem, fix) from error
     if not isinstance(value, dict):
         raise CheckpointError(setting, path, "is not a JSON object", _DOWNLOAD_AGAIN)
     return value

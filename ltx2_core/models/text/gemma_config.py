@@ -15,7 +15,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 SLIDING, GLOBAL = "sliding_attention", "full_attention"
 DEFAULT_PATTERN = 6  # every 6th layer is global
 
-_LAYER = re.compile(r"layers\.(\d+)\.")
+_LAYER = re.compile(r"layers\.(\d{1,5})\.")  # a name can say any number: layers are counted, not numbered
 # Stated sizes must agree with the tensors.
 _SIZES: Mapping[str, str] = {
     "vocab_size": "vocab_size",
@@ -53,7 +53,7 @@ class GemmaSizes:
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             feed_forward_size=_shape(shapes, "layers.0.mlp.gate_proj.weight", 2)[0],
-            num_layers=1 + max(int(match[1]) for name in shapes if (match := _LAYER.match(name))),
+            num_layers=len({match[1] for name in shapes if (match := _LAYER.match(name))}),
             heads=_shape(shapes, "layers.0.self_attn.q_proj.weight", 2)[0] // head_dim,
             key_value_heads=_shape(shapes, "layers.0.self_attn.k_proj.weight", 2)[0] // head_dim,
             head_dim=head_dim,
@@ -68,6 +68,9 @@ class GemmaSizes:
         for name, shape in expected.items():
             if shapes[name] != shape:
                 raise ConfigError(name, shapes[name], f"has another shape than the other tensors imply, {shape}", "")
+        if head_dim % 2 or sizes.heads % sizes.key_value_heads:
+            name, problem = "layers.0.self_attn.q_norm.weight", "makes heads that cannot be turned or shared"
+            raise ConfigError(name, shapes[name], problem, "")
         return sizes
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -154,8 +157,8 @@ class GemmaConfig:
             sizes=sizes,
             layer_types=_layer_types(reader, sizes.num_layers),
             sliding_window=reader.int("sliding_window", 4096),
-            query_scalar=reader.float("query_pre_attn_scalar", 256),
-            norm_eps=reader.float("rms_norm_eps", 1e-6),
+            query_scalar=reader.positive("query_pre_attn_scalar", 256),
+            norm_eps=reader.positive("rms_norm_eps", 1e-6),
             rope_theta=rope_theta,
             rope_factor=rope_factor,
             local_rope_theta=local_rope_theta,
@@ -198,7 +201,7 @@ def _layer_types(reader: ConfigReader, num_layers: int) -> tuple[str, ...]:
         pattern = reader.int("_sliding_window_pattern", DEFAULT_PATTERN)
         return _layer_pattern(num_layers, reader.int("sliding_window_pattern", pattern))
     types = reader.raw("layer_types")
-    if not isinstance(types, list) or len(types) != num_layers or not set(types) <= {SLIDING, GLOBAL}:
+    if not isinstance(types, list) or len(types) != num_layers or any(t not in (SLIDING, GLOBAL) for t in types):
         raise reader.error("layer_types", f"must name {SLIDING} or {GLOBAL} for each of {num_layers} layers")
     return tuple(types)
 
@@ -212,19 +215,19 @@ def _rope(reader: ConfigReader) -> tuple[float, float, float]:
     if "rope_parameters" in reader:  # transformers 5
         rope = reader.child("rope_parameters")
         both = [rope.child(kind) if kind in rope else ConfigReader(kind, {}) for kind in (GLOBAL, SLIDING)]
-        thetas = [kind.float("rope_theta", theta) for kind, theta in zip(both, (1e6, 1e4), strict=True)]
+        thetas = [kind.positive("rope_theta", theta) for kind, theta in zip(both, (1e6, 1e4), strict=True)]
         if _rope_factor(both[1]) != 1:
             raise both[1].error("factor", "is not supported in sliding layers (supported: 1)")
         return thetas[0], _rope_factor(both[0]), thetas[1]
     factor = _rope_factor(reader.child("rope_scaling")) if "rope_scaling" in reader else 1.0
-    return reader.float("rope_theta", 1e6), factor, reader.float("rope_local_base_freq", 1e4)
+    return reader.positive("rope_theta", 1e6), factor, reader.positive("rope_local_base_freq", 1e4)
 
 
 def _rope_factor(rope: ConfigReader) -> float:
     kind = "rope_type" if "rope_type" in rope else "type"
     if rope.str(kind, "default", choices=("default", "linear")) == "default":
         return 1.0
-    return rope.float("factor")
+    return rope.positive("factor")
 
 
 def _whole(value: float) -> int | float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..storage.json_text import parse_json
 
 BOS = "<bos>"
 
@@ -52,7 +53,9 @@ class PromptTokenizer:
 
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and what it did not expect is no Exception
             raise ValueError(f"it is not a tokenizer ({error})") from error
         # A file may come with truncation and padding switched on; both are ours to decide.
         tokenizer.no_truncation()
@@ -64,7 +67,8 @@ class PromptTokenizer:
         def split(text: str) -> list[int]:
             return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-        return cls(split, bos, tokenizer.get_vocab_size(with_added_tokens=True))
+        # Ids can have gaps, and the largest one needs an embedding too
+        return cls(split, bos, 1 + max(tokenizer.get_vocab(with_added_tokens=True).values()))
 
     @classmethod
     def from_sentencepiece(cls, model: bytes) -> PromptTokenizer:
@@ -110,7 +114,7 @@ def _bos_token(folder: Path) -> str:
     if not path.is_file():
         return BOS
     try:
-        token = json.loads(path.read_text(encoding="utf-8")).get("bos_token", BOS)
+        token = parse_json(path.read_bytes()).get("bos_token", BOS)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path.name} beside it is not a JSON object") from error
     content = token.get("content", BOS) if isinstance(token, dict) else token

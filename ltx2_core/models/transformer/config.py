@@ -123,7 +123,12 @@ class TransformerConfig:
             reader.require(key, value, default=value)
         gated, prompt_modulation, projected_before = _features(reader)
         video = _stream(reader, "", 3, reader.int("in_channels"))
-        audio = _stream(reader, "audio_", 1, reader.int("audio_in_channels", reader.int("audio_out_channels")))
+        audio = _stream(
+            reader,
+            "audio_",
+            1,
+            reader.int("audio_in_channels" if "audio_in_channels" in reader else "audio_out_channels"),
+        )
         layout = _rope_layout(reader)
         if layout == "split" and audio.width % (2 * video.heads):
             problem = f"must divide {audio.width / 2:g}, half of the audio stream's width, which both streams turn"
@@ -132,10 +137,10 @@ class TransformerConfig:
             video=video,
             audio=audio,
             num_layers=reader.int("num_layers"),
-            norm_eps=_positive(reader, "norm_eps"),
-            timestep_scale=_positive(reader, "timestep_scale_multiplier"),
-            cross_gate_timestep_scale=_positive(reader, "av_ca_timestep_scale_multiplier"),
-            rope_theta=_positive(reader, "positional_embedding_theta"),
+            norm_eps=reader.positive("norm_eps"),
+            timestep_scale=reader.positive("timestep_scale_multiplier"),
+            cross_gate_timestep_scale=reader.positive("av_ca_timestep_scale_multiplier"),
+            rope_theta=reader.positive("positional_embedding_theta"),
             rope_layout=layout,
             rope_float64=reader.str("frequencies_precision", choices=("float64", "float32")) == "float64",
             gated_attention=gated,
@@ -176,10 +181,3 @@ def _stream(reader: ConfigReader, prefix: str, axes: int, channels: int) -> Stre
 
 def _rope_layout(reader: ConfigReader) -> RopeLayout:
     return "split" if reader.str("rope_type", choices=get_args(RopeLayout)) == "split" else "interleaved"
-
-
-def _positive(reader: ConfigReader, key: str) -> float:
-    value = reader.float(key)
-    if not value > 0:
-        raise reader.error(key, "must be above 0")
-    return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,15 +135,12 @@ def _padding(section: ConfigReader, half: str, default: str) -> str:
 
 def _blocks(section: ConfigReader, key: str) -> list[tuple[str, ConfigReader]]:
     """Name and options of every block, in the list's order; a bare number stands for ``num_layers``."""
-    entries = section.raw(key)
-    if not isinstance(entries, Sequence) or isinstance(entries, str) or not entries:
-        raise section.error(key, "must be a list of blocks")
     blocks = []
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, Sequence) or len(entry) != 2 or not isinstance(entry[0], str):
+    for index, entry in enumerate(section.entries(key, "blocks")):
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2 or not isinstance(entry[0], str):
             raise section.error(key, f"entry {index} must be a pair of a block's name and its options")
         name, options = entry
-        if isinstance(options, int):
+        if isinstance(options, (int, float)):
             options = {"num_layers": options}
         blocks.append((name, ConfigReader(f"{section.section}.{key}[{index}].{name}", options)))
     return blocks

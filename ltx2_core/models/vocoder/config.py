@@ -219,9 +219,7 @@ def _flag(section: ConfigReader, key: str, default: bool | None) -> bool:
 
 def _dilations(section: ConfigReader) -> tuple[tuple[int, ...], ...]:
     key = "resblock_dilation_sizes"
-    rows = section.raw(key)
-    if not isinstance(rows, (list, tuple)):
-        raise section.error(key, "must be a list of lists")
+    rows = section.entries(key, "lists")
     reader = ConfigReader(f"{section.section}.{key}", {str(i): row for i, row in enumerate(rows)})
     dilations = tuple(reader.ints(str(i)) for i in range(len(rows)))
     if any(not row or min(row) < 1 for row in dilations):
