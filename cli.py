@@ -97,9 +97,9 @@ def generate(arguments: argparse.Namespace) -> None:
 
 
 def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest:
+    from .ltx2_core.limits import LONGEST_SECONDS
     from .ltx2_core.media.audio import read_audio
     from .ltx2_core.request import GenerationRequest
-    from .ltx2_core.stages.validate import LONGEST_SECONDS
 
     choice = _choice(arguments)
     return GenerationRequest(

@@ -8,10 +8,16 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..whole_file import whole_file
+
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a file with the mode that new files get here: safetensors 0.8 keeps its files for their owner alone."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(dict(tensors), path, None if metadata is None else dict(metadata))
-    path.chmod(mode)
+    """Writes a file, whole or not at all, with the mode that new files get here.
+
+    safetensors 0.8 keeps its files for their owner alone.
+    """
+    with whole_file(path, "file") as part:
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(dict(tensors), part, None if metadata is None else dict(metadata))
+        part.chmod(mode)
