@@ -62,13 +62,16 @@ def plain_json(value: Any) -> Any:
     return [plain_json(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def json_text(value: Any, indent: int | None = None, default: Callable[[Any], str] | None = None) -> str:
+def json_text(
+    value: Any, indent: int | None = None, default: Callable[[Any], str] | None = None, ascii_only: bool = False
+) -> str:
     """JSON for programs, exact: what :func:`plain` would replace is escaped, and all other text is as it is.
 
     Args:
         default: what a value that JSON does not know is written as; None refuses it.
+        ascii_only: for a stream of any encoding.
     """
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=default)
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent, default=default)
     if text.isascii() and "\x7f" not in text:
         return text
     return "".join(_escaped(character) for character in text)

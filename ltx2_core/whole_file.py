@@ -15,7 +15,17 @@ from pathlib import Path
 
 from .errors import LTX2Error, OutputError
 
-__all__ = ["check_writable", "followed", "output_error", "part_of", "place_whole", "remove", "staged", "whole_file"]
+__all__ = [
+    "check_writable",
+    "followed",
+    "output_error",
+    "output_errors",
+    "part_of",
+    "place_whole",
+    "remove",
+    "staged",
+    "whole_file",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -92,6 +102,15 @@ def output_error(setting: str, path: Path, error: BaseException) -> LTX2Error:
 
 
 @contextlib.contextmanager
+def output_errors(setting: str, path: Path) -> Iterator[None]:
+    """Every error inside is one of writing, as an :class:`OutputError`."""
+    try:
+        yield
+    except Exception as error:  # safetensors raises a type of its own for a full disk
+        raise output_error(setting, path, error) from error
+
+
+@contextlib.contextmanager
 def whole_file(path: Path, setting: str) -> Iterator[Path]:
     """A temporary name to write to, which becomes ``path`` at the end; an exception or Ctrl-C leaves nothing.
 
@@ -101,10 +120,9 @@ def whole_file(path: Path, setting: str) -> Iterator[Path]:
     target = followed(path, setting)
     part = part_of(target)
     try:
-        yield part
-        part.replace(target)
-    except Exception as error:  # safetensors raises a type of its own for a full disk
-        raise output_error(setting, path, error) from error
+        with output_errors(setting, path):
+            yield part
+            part.replace(target)
     finally:
         remove(part)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -115,6 +114,7 @@ def bench(arguments: argparse.Namespace) -> None:
         LTX2Error: a value is unusable, or there is no GPU.
     """
     from ..ltx2_core.whole_file import whole_file
+    from .streams import say
 
     _check_file("out", arguments.out)
     work = _WORK[arguments.benchmark](arguments)
@@ -127,7 +127,7 @@ def bench(arguments: argparse.Namespace) -> None:
             part.write_text(text, encoding="utf-8")
 
     work(save)
-    sys.stdout.write(f"{arguments.out}\n")
+    say(str(arguments.out))
 
 
 def _check_file(setting: str, path: Path) -> None:

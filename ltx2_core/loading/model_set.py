@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, SettingError
+from ..limits import checked
 from ..models.audio_vae import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
@@ -332,8 +332,7 @@ _FROM_PARTS = (
 
 def _check_loras(loras: tuple[LoRASource, ...]) -> None:
     for lora in loras:
-        if not math.isfinite(lora.strength):
-            raise SettingError("lora strength", lora.strength, "must be a finite number", "1 applies the LoRA as made.")
+        checked("lora strength", lora.strength)
         if lora.stage not in ("1", "2", "both"):
             raise SettingError("lora stage", lora.stage, "is not a stage", "Choose 1, 2 or both.")
 
