@@ -10,11 +10,11 @@ import json
 import logging
 import traceback
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["AREAS", "LONGEST_LINE", "LONGEST_REPORT", "LONGEST_TEXT", "json_text", "plain", "plain_json", "plain_trace"]
+__all__ = ["AREAS", "LONGEST_LINE", "LONGEST_REPORT", "LONGEST_TEXT", "json_text", "plain", "plain_trace"]
 
 LONGEST_TEXT = 4000  # characters: what an error dialog shows without being scrolled for long
 LONGEST_LINE = 200
@@ -51,15 +51,6 @@ def _shown(character: str) -> str:
     if character in _KEPT or unicodedata.category(character) not in _HIDDEN:
         return character
     return "\N{REPLACEMENT CHARACTER}"
-
-
-def plain_json(value: Any) -> Any:
-    """Data for a page: the texts in it, names of fields too, as :func:`plain` makes them."""
-    if isinstance(value, str):
-        return plain(value)
-    if isinstance(value, Mapping):
-        return {plain(key, LONGEST_LINE): plain_json(item) for key, item in value.items()}
-    return [plain_json(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def json_text(
