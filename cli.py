@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import shlex
 import sys
@@ -12,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ltx2_core.errors import LTX2Error, SettingError
+from .ltx2_core.errors import LTX2Error, OutputError, SettingError
+from .ltx2_core.plain_text import json_text, plain_trace
 from .terminal.arguments import build_parser
 from .terminal.progress import TerminalProgress, messages
+from .terminal.streams import Terminated, say, signals_end_runs, streams_never_fail, write
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ltx2.cli")
 
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+NOBODY_READS = 141  # as a process that SIGPIPE ends
 DEMO_FOLDER = Path("output")
 DEMO_CLIP = ("--width", "256", "--height", "256", "--frames", "33", "--steps", "6", "--prompt", "waves at a beach")
 DEMO_NOTE = (
@@ -41,8 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit status: 0, 2 for input that cannot work, 130 after Ctrl-C.
+        The exit status: 0, 1 after an unexpected error, 2 for input that cannot work, 130 after Ctrl-C, 128 and the
+        signal's number after another one that ends processes.
     """
+    with streams_never_fail(), signals_end_runs():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     verbose = False
     try:
         arguments = build_parser().parse_args(argv)
@@ -50,13 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         with messages(verbose, arguments.quiet):
             COMMANDS[arguments.command](arguments)
     except LTX2Error as error:
-        if verbose:
-            sys.excepthook(type(error), error, error.__traceback__)
-        sys.stderr.write(f"ltx2: error: {error}\n")
+        trace = plain_trace(error) if verbose else ""
+        sys.stderr.write(f"{trace}ltx2: error: {error}\n")
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         sys.stderr.write("\nltx2: interrupted\n")
-        return INTERRUPTED
+        return error.status if isinstance(error, Terminated) else INTERRUPTED
+    except Exception as error:
+        sys.stderr.write(f"{plain_trace(error)}ltx2: this is a fault of the program, not of your input\n")
+        return FAILED
     return 0
 
 
@@ -66,12 +76,16 @@ def generate(arguments: argparse.Namespace) -> None:
     from .ltx2_core.loading.model_set import ModelSet
     from .ltx2_core.media.mp4 import Mp4Writer, container_metadata
     from .ltx2_core.pipeline import Pipeline
-    from .ltx2_core.stages.validate import validate
+    from .ltx2_core.stages.validate import check_prompt, check_text, validate
     from .ltx2_core.types import DTYPES
+    from .terminal.checks import check_options
     from .terminal.model_files import resolve
     from .terminal.results import check_targets, write_latents, write_report
     from .terminal.summary import summary
 
+    check_options(arguments)
+    check_prompt(arguments.prompt)
+    check_text("negative-prompt", arguments.negative_prompt)
     check_device_mode(arguments.device_mode)
     device = _device(arguments.device)
     dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
@@ -93,14 +107,14 @@ def generate(arguments: argparse.Namespace) -> None:
         write_report(arguments.report, result.report)
     if arguments.save_latents is not None:
         write_latents(arguments.save_latents, result.latents)
-    sys.stdout.write(summary(arguments.output, request, result.audio, result.report) + "\n")
+    say(summary(arguments.output, request, result.audio, result.report))
 
 
 def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest:
+    from .ltx2_core.limits import LONGEST_SECONDS
     from .ltx2_core.media.audio import read_audio
     from .ltx2_core.media.image import with_pixels
     from .ltx2_core.request import GenerationRequest
-    from .ltx2_core.stages.validate import LONGEST_SECONDS
 
     choice = _choice(arguments)
     return GenerationRequest(
@@ -184,14 +198,16 @@ def make_tiny(arguments: argparse.Namespace) -> None:
     from .terminal.results import check_folder
 
     if arguments.comfyui:
+        from .ltx2_core.whole_file import output_errors
         from .terminal.comfyui_models import place_tiny
 
-        placed = place_tiny(arguments.directory, arguments.variant, arguments.fp8)
-        sys.stdout.writelines(f"{path}\n" for path in placed)
+        with output_errors("directory", arguments.directory):
+            placed = place_tiny(arguments.directory, arguments.variant, arguments.fp8)
+        say("\n".join(map(str, placed)))
         return
     check_folder("directory", arguments.directory)
     options = _tiny_options(arguments.directory, arguments.variant, arguments.fp8)
-    sys.stdout.write(f"ltx2 generate {shlex.join(options)} --prompt TEXT --output clip.mp4\n")
+    say(f"ltx2 generate {shlex.join(options)} --prompt TEXT --output clip.mp4")
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -210,8 +226,10 @@ def demo(arguments: argparse.Namespace) -> None:
 def _tiny_options(folder: Path, variant: Variant, fp8: bool = False) -> list[str]:
     """Writes tiny files; returns the options of ``generate`` that name them."""
     from .ltx2_core.loading.synthetic import write_tiny
+    from .ltx2_core.whole_file import output_errors
 
-    files = write_tiny(folder, variant, fp8=fp8)
+    with output_errors("directory", folder):
+        files = write_tiny(folder, variant, fp8=fp8)
     log.info("wrote tiny LTX-%s files to %s", variant, folder)
     named = {"checkpoint": files.checkpoint, "gemma": files.gemma, "upsampler": files.upsampler}
     named["distilled-lora"] = files.distilled_lora
@@ -223,7 +241,12 @@ def inspect(arguments: argparse.Namespace) -> None:
     from .ltx2_core.loading.inspect import inspect_file
 
     found = inspect_file(arguments.file)
-    sys.stdout.write((json.dumps(found.to_json(), indent=2) if arguments.json else found.to_text()) + "\n")
+    as_json = arguments.json
+    failure = write(json_text(found.to_json(), indent=2, ascii_only=True)) if as_json else say(found.to_text())
+    if isinstance(failure, BrokenPipeError):
+        raise SystemExit(NOBODY_READS)
+    if failure is not None:
+        raise OutputError("standard output", "-", f"writing failed ({failure})", "Check where it goes.")
 
 
 def bench(arguments: argparse.Namespace) -> None:

@@ -34,6 +34,8 @@ def load_nodes() -> list[type[io.ComfyNode]]:
     Raises:
         Exception: of the first node, when there is none that works.
     """
+    from .guard import guarded
+
     nodes: list[type[io.ComfyNode]] = []
     first: Exception | None = None
     for module, name in NODES:
@@ -44,7 +46,7 @@ def load_nodes() -> list[type[io.ComfyNode]]:
             log.exception("the node %s is left out, it cannot be imported; the others are there", name)
             first = first or error
         else:
-            nodes.append(node)
+            nodes.append(guarded(node))
     if first is not None and not nodes:
         raise first
     return nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor, nn
 
 from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.plain_text import plain
 from .residency import HostMemory
 
 _SUFFIXES = (".safetensors", ".sft")
@@ -150,7 +152,7 @@ class NodeSurface:
     def write(self, text: str) -> None:
         server = _server()
         if server is not None and self._node is not None and hasattr(server, "send_progress_text"):
-            server.send_progress_text(text, self._node, server.client_id)
+            server.send_progress_text(for_page(text), self._node, server.client_id)
 
     @property
     def wants_pictures(self) -> bool:
@@ -166,6 +168,28 @@ class NodeSurface:
         if self._previewer is None:
             return None
         return self._previewer.decode_latent_to_preview_image("JPEG", latent.float())
+
+
+def for_page(text: object) -> str:
+    """The text as a page may show it: cleaned, and with paths below the host's folders without what is above them."""
+    shown = str(text)
+    for above in _above_folders():
+        for spelled in dict.fromkeys((above, repr(above)[1:-1])):
+            shown = shown.replace(spelled, "")
+    return plain(shown)
+
+
+def _above_folders() -> list[str]:
+    """What paths of the host's files begin with, the longest first, each with its last separator."""
+    known = [Path(folder_paths.base_path, "models"), *map(Path, _all_model_folders())]
+    known += [Path(folder_paths.get_directory_by_type(kind) or "") for kind in ("input", "output", "temp")]
+    # A root of the file system stands in every path
+    above = {f"{folder.parent}{os.sep}" for folder in known if folder.is_absolute() and folder.parent.name}
+    return sorted(above, key=len, reverse=True)
+
+
+def _all_model_folders() -> list[str]:
+    return [folder for folders, *_ in list(folder_paths.folder_names_and_paths.values()) for folder in folders]
 
 
 @contextmanager
@@ -186,7 +210,10 @@ def serve(
     readers: Mapping[str, Callable[[], Awaitable[Answer]]],
     actions: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[Answer]]],
 ) -> None:
-    """Adds routes to the host's server, by path: readers for GET, actions for POST with a JSON object."""
+    """Adds routes to the host's server, by path: readers for GET, actions for POST with a JSON object.
+
+    An action's body has the content type of JSON, which a page of another site cannot send, and 64 kB at most.
+    """
     server = _server()
     if server is None:
         return
@@ -194,23 +221,27 @@ def serve(
 
     def reading(read: Callable[[], Awaitable[Answer]]) -> Callable[[Any], Awaitable[Any]]:
         async def handle(request: Any) -> Any:
-            status, body = await read()
-            return web.json_response(body, status=status)
+            return answered(*await read())
 
         return handle
 
     def acting(act: Callable[[Mapping[str, Any]], Awaitable[Answer]]) -> Callable[[Any], Awaitable[Any]]:
         async def handle(request: Any) -> Any:
+            # Pages of other sites may send anything else without asking first
+            if request.content_type != "application/json":
+                return answered(415, {"error": "The body must be JSON.", "fix": "Send it as application/json."})
+            body = _json_object(await _beginning(request))
+            if body is None:
+                return answered(400, {"error": "The body must be a JSON object of at most 64 kB.", "fix": _EXAMPLE})
             try:
-                body = await request.json() if request.can_read_body else {}
-            except ValueError:
-                body = None
-            if not isinstance(body, dict):
-                return web.json_response({"error": "The body must be a JSON object."}, status=400)
-            status, answer = await act(body)
-            return web.json_response(answer, status=status)
+                return answered(*await act(body))
+            except LTX2Error as error:
+                return answered(409, {"error": str(error), "fix": ""})
 
         return handle
+
+    def answered(status: int, body: Mapping[str, Any]) -> Any:
+        return web.json_response(_page_json(body), status=status)
 
     for path, read in readers.items():
         server.routes.get(path)(reading(read))
@@ -218,7 +249,40 @@ def serve(
         server.routes.post(path)(acting(act))
 
 
-# Of the request that is being answered
+_LONGEST_BODY = 1 << 16
+_EXAMPLE = 'Send {"mode": "auto"} to change the mode, {} for all else.'
+
+
+async def _beginning(request: Any) -> bytes:
+    """The body, or as much of it as shows that it is too long."""
+    body = b""
+    while len(body) <= _LONGEST_BODY and (piece := await request.content.read(_LONGEST_BODY + 1 - len(body))):
+        body += piece
+    return body
+
+
+def _json_object(body: bytes) -> dict[str, Any] | None:
+    """The object that a body holds, None where it is anything else."""
+    if len(body) > _LONGEST_BODY:
+        return None
+    try:
+        found = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _page_json(value: Any) -> Any:
+    """Data for a page: its texts as :func:`for_page` makes them, its field names cleaned."""
+    if isinstance(value, str):
+        return for_page(value)
+    if isinstance(value, Mapping):
+        return {plain(key): _page_json(item) for key, item in value.items()}
+    return [_page_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+# Of the request that is being answered: its workflow, and that workflow's inputs as they were sent, by node
+_SENT: ContextVar[Mapping[str, Mapping[str, Any]]] = ContextVar("ltx2_sent")
 _QUEUED: ContextVar[Mapping[str, Any] | None] = ContextVar("ltx2_queued", default=None)
 
 
@@ -229,6 +293,9 @@ def follow_queue() -> None:
         graph = request.get("prompt")
         whole = isinstance(graph, dict) and all(isinstance(node, dict) for node in graph.values())
         _QUEUED.set(graph if whole else None)
+        nodes = graph.items() if whole and isinstance(graph, dict) else ()
+        # The host changes the inputs in place
+        _SENT.set({key: dict(node["inputs"]) for key, node in nodes if isinstance(node.get("inputs"), dict)})
         return request
 
     server = _server()
@@ -245,10 +312,25 @@ def queued_inputs(kind: type) -> dict[str, Any]:
     Args:
         kind: the node's class as the host calls it, its schema with the hidden input ``unique_id``.
     """
-    key = str(getattr(getattr(kind, "hidden", None), "unique_id", None))
-    graph = _QUEUED.get() or {}
-    inputs = graph.get(key, {}).get("inputs", {})
+    inputs = (_QUEUED.get() or {}).get(_node_id(kind), {}).get("inputs")
+    if not isinstance(inputs, dict):
+        return {}
     return {name: None if isinstance(value, list) else value for name, value in inputs.items()}
+
+
+def queued_literals(kind: type) -> dict[str, Any]:
+    """The inputs of a node that is being validated as they were sent, without what comes over a link."""
+    sent = _SENT.get({}).get(_node_id(kind), {})
+    return {name: _unwrapped(value) for name, value in sent.items() if not isinstance(value, list)}
+
+
+def _unwrapped(value: Any) -> Any:
+    """The host's way to write a list that is no link."""
+    return value["__value__"] if isinstance(value, dict) and "__value__" in value else value
+
+
+def _node_id(kind: type) -> str:
+    return str(getattr(getattr(kind, "hidden", None), "unique_id", None))
 
 
 def announce(event: str, seconds: float, data: Callable[[], Mapping[str, Any]]) -> None:
@@ -256,7 +338,7 @@ def announce(event: str, seconds: float, data: Callable[[], Mapping[str, Any]]) 
     server = _server()
     if server is not None:
         loop = server.loop
-        loop.call_soon_threadsafe(loop.call_later, seconds, lambda: server.send_sync(event, data()))
+        loop.call_soon_threadsafe(loop.call_later, seconds, lambda: server.send_sync(event, _page_json(data())))
 
 
 def running_graphs() -> list[tuple[Hashable, Mapping[str, Any]]]:

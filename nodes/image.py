@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..ltx2_core import types
 from .conversions import to_condition
-from .sockets import CATEGORY, ImagesSocket
+from .sockets import CATEGORY, ImagesSocket, bounds
 
 
 class ImageCondition(io.ComfyNode):
@@ -15,6 +15,7 @@ class ImageCondition(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageImageCondition",
+            hidden=[io.Hidden.unique_id],  # for host.queued_literals
             display_name="LTX-2 Image Condition",
             category=CATEGORY,
             description="Makes the clip show an image at one of its frames. Chain several for several images. The "
@@ -25,16 +26,14 @@ class ImageCondition(io.ComfyNode):
                 io.Int.Input(
                     "frame",
                     default=0,
-                    min=-8193,
-                    max=8192,
+                    **bounds("image frame"),
                     tooltip="Frame that shows the image. 0 is the first: the clip starts from it. -1 is the last, and "
                     "other negative numbers count from the end too.",
                 ),
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=0.0,
-                    max=1.0,
+                    **bounds("image strength"),
                     step=0.01,
                     tooltip="1 keeps the image as it is, lower values let the model change it, 0 ignores it.",
                 ),

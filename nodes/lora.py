@@ -16,11 +16,10 @@ from . import host
 from .handle import PipelineHandle
 from .model_choice import existing
 from .model_sets import file_stamps
-from .sockets import CATEGORY, pipeline_input, pipeline_output
+from .sockets import CATEGORY, bounds, pipeline_input, pipeline_output
 
 FOLDERS = ("loras",)
 STAGES: Mapping[str, Stage] = {"both": "both", "stage 1": "1", "stage 2": "2"}
-_STRONGEST = 100.0
 
 
 class LoRA(io.ComfyNode):
@@ -28,6 +27,7 @@ class LoRA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageLoRA",
+            hidden=[io.Hidden.unique_id],  # for host.queued_literals
             display_name="LTX-2 LoRA",
             category=CATEGORY,
             description="Adds a LoRA to the transformer, in one stage or in both. Chain several for several LoRAs. The "
@@ -44,8 +44,7 @@ class LoRA(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-_STRONGEST,
-                    max=_STRONGEST,
+                    **bounds("lora strength"),
                     step=0.01,
                     tooltip="How strongly it acts: 1 as it was made, 0 not at all.",
                 ),

@@ -64,6 +64,8 @@ def existing(setting: str, name: str, folders: tuple[str, ...], role: Role | Non
     Raises:
         SettingError: it is not there; says where it comes from.
     """
+    if not isinstance(name, str):
+        raise SettingError(setting, name, "must be a file's name", "Choose it from the node's list.")
     found = host.find_model(name, folders)
     if found is None:
         raise missing(setting, name, folders, role)

@@ -157,7 +157,7 @@ class Panel:
 
     async def change_mode(self, body: Mapping[str, Any]) -> host.Answer:
         wanted = body.get("mode")
-        if wanted not in MODE_NAMES:
+        if not isinstance(wanted, str) or wanted not in MODE_NAMES:
             return 400, {
                 "error": f"mode = {wanted!r} is no device mode.",
                 "fix": f"Choose one of: {', '.join(MODE_NAMES)}.",

@@ -11,14 +11,12 @@ from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import RECIPE_NAMES, REVISIONS, SAMPLERS, AudioSource
 from . import host
 from .recipe_values import FROM_PRESET, NO_BLOCKS, check_when_queued, guidance_choice, recipe_choice
-from .sockets import CATEGORY, RecipeSocket
-
-_LARGEST_SCALE = 100.0
+from .sockets import CATEGORY, RecipeSocket, bounds
 
 
-def _scale(name: str, tooltip: str) -> Any:
+def _scale(name: str, row: str, tooltip: str) -> Any:
     text = f"{tooltip} -1 takes the preset's."
-    return io.Float.Input(name, default=-1.0, min=-1.0, max=_LARGEST_SCALE, step=0.01, tooltip=text)
+    return io.Float.Input(name, default=-1.0, **bounds(row, least=-1), step=0.01, tooltip=text)
 
 
 def _rare(name: str, tooltip: str) -> Any:
@@ -28,17 +26,20 @@ def _rare(name: str, tooltip: str) -> Any:
 
 def _stream_inputs(stream: str, cfg: str) -> list[Any]:
     return [
-        _scale(f"{stream}_cfg", f"Text guidance of the {stream}, 1 is off. Official: {cfg}."),
+        _scale(f"{stream}_cfg", "cfg", f"Text guidance of the {stream}, 1 is off. Official: {cfg}."),
         _scale(
             f"{stream}_stg",
+            "stg",
             f"Spatio-temporal guidance of the {stream}, 0 is off. Official: 1, and off in hq, which refuses it.",
         ),
         _scale(
             f"{stream}_modality",
+            "modality",
             f"Guidance of the {stream} towards fitting the other stream, 1 is off. Official: 3.",
         ),
         _scale(
             f"{stream}_rescale",
+            "rescale",
             f"How far the guided {stream} is scaled back to the spread of the unguided one, 0 is off. Official: 0.7, "
             "and in hq 0.45 for video and 1 for audio.",
         ),
@@ -51,8 +52,7 @@ def _stream_inputs(stream: str, cfg: str) -> list[Any]:
         io.Int.Input(
             f"{stream}_skip",
             default=-1,
-            min=-1,
-            max=100,
+            **bounds("skip", least=-1),
             tooltip=f"Steps between two evaluations of the {stream} that reuse the last one: faster and rougher. "
             "Official: 0. -1 takes the preset's.",
         ),
@@ -80,8 +80,7 @@ class Recipe(io.ComfyNode):
                 io.Int.Input(
                     "steps",
                     default=0,
-                    min=0,
-                    max=1000,
+                    **bounds("steps", least=0),
                     tooltip="Steps of stage 1. 0 takes the preset's: two-stage and one-stage 30 (LTX-2.3) or 40 "
                     "(LTX-2), hq 15. The distilled preset has fixed steps.",
                 ),
@@ -96,10 +95,12 @@ class Recipe(io.ComfyNode):
                 *_stream_inputs("audio", "7"),
                 _scale(
                     "distilled_strength_1",
+                    "distilled-strength",
                     "Strength of the distilled LoRA in stage 1. Official: 0, in hq 0.25.",
                 ),
                 _scale(
                     "distilled_strength_2",
+                    "distilled-strength",
                     "Strength of the distilled LoRA in stage 2. Official: 1, in hq 0.5, 0 for a distilled checkpoint.",
                 ),
                 io.Combo.Input(
@@ -129,8 +130,7 @@ class Recipe(io.ComfyNode):
                 io.Int.Input(
                     "schedule_tokens",
                     default=-1,
-                    min=-1,
-                    max=1_000_000,
+                    **bounds("schedule-tokens", least=-1),
                     optional=True,
                     tooltip="Number of video tokens that shifts the schedule of stage 1 towards more noise. Official: "
                     "4096, and in hq 0, which takes the clip's own. -1 takes the preset's.",

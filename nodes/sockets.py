@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..ltx2_core.limits import LIMITS
 from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SEED, DEFAULT_SIZE, RECIPE_NAMES
 
 CATEGORY = "LTX-2 Two-Stage"
@@ -13,10 +14,20 @@ PipelineSocket = io.Custom("LTX2_PIPELINE")
 ImagesSocket = io.Custom("LTX2_IMAGES")
 RecipeSocket = io.Custom("LTX2_RECIPE")
 
-_LARGEST = 8192
 # What the widgets step by: two of the released video VAEs' cells, one of them in time. For one stage the page lets
 # them step by one cell (web/ltx2_sizes.js).
 _PIXEL_STEP, _FRAME_STEP = 64, 8
+
+
+def bounds(name: str, least: int | None = None) -> dict[str, Any]:
+    """``min`` and ``max`` of a widget, from the table of bounds.
+
+    Args:
+        least: in place of the table's, where the widget has a value of its own that stands for the preset's.
+    """
+    limit = LIMITS[name]
+    kind = int if limit.whole else float
+    return {"min": kind(limit.least if least is None else least), "max": kind(limit.most)}
 
 
 def pipeline_input() -> Any:
@@ -43,7 +54,7 @@ def clip_inputs() -> list[Any]:
             "width",
             default=width,
             min=_PIXEL_STEP,
-            max=_LARGEST,
+            max=int(LIMITS["width"].most),
             step=_PIXEL_STEP,
             tooltip="Width of the clip in pixels: a multiple of 64, or of 32 with the one-stage preset.",
         ),
@@ -51,39 +62,35 @@ def clip_inputs() -> list[Any]:
             "height",
             default=height,
             min=_PIXEL_STEP,
-            max=_LARGEST,
+            max=int(LIMITS["height"].most),
             step=_PIXEL_STEP,
             tooltip="Height of the clip in pixels: a multiple of 64, or of 32 with the one-stage preset.",
         ),
         io.Int.Input(
             "frames",
             default=DEFAULT_FRAMES,
-            min=1,
-            max=_LARGEST + 1,
+            **bounds("frames"),
             step=_FRAME_STEP,
             tooltip="Number of frames, 8 n + 1: 121 at 24 frames per second are 5 seconds.",
         ),
         io.Float.Input(
             "fps",
             default=DEFAULT_FPS,
-            min=0.01,
-            max=240.0,
+            **bounds("fps"),
             step=0.01,
             tooltip="Frames per second. The models are made for 24 or 25.",
         ),
         io.Int.Input(
             "seed",
             default=DEFAULT_SEED,
-            min=0,
-            max=2**64 - 1,
+            **bounds("seed"),
             control_after_generate=True,
             tooltip="Seed of the noise. The same seed and settings give the same clip.",
         ),
         io.Int.Input(
             "steps",
             default=0,
-            min=0,
-            max=1000,
+            **bounds("steps", least=0),
             tooltip="Steps of stage 1. 0 takes the preset's: two-stage and one-stage 30 (LTX-2.3) or 40 (LTX-2), hq "
             "15. The distilled preset has fixed steps.",
         ),

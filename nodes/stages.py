@@ -44,6 +44,7 @@ from .request import clip_request, problem_when_queued
 from .sockets import (
     CATEGORY,
     audio_input,
+    bounds,
     clip_inputs,
     images_input,
     pipeline_input,
@@ -172,6 +173,7 @@ class LoRASwitch(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageLoRASwitch",
+            hidden=[io.Hidden.unique_id],  # for host.queued_literals
             display_name="LTX-2 LoRA Switch",
             category=CATEGORY,
             description="Sets the strength of the distilled LoRA for a stage, in place of the preset's, and makes the "
@@ -185,8 +187,7 @@ class LoRASwitch(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-10.0,
-                    max=10.0,
+                    **bounds("distilled-strength"),
                     step=0.01,
                     tooltip="Strength of the distilled LoRA. Official: two-stage 0 in stage 1 and 1 in stage 2, hq "
                     "0.25 and 0.5.",
@@ -242,6 +243,7 @@ class Refine(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageRefine",
+            hidden=[io.Hidden.unique_id],  # for host.queued_literals
             display_name="LTX-2 Refine (stage 2)",
             category=CATEGORY,
             description="Stage 2: a few steps at full size with the distilled LoRA and the prompt alone. Size, rate, "
@@ -274,8 +276,7 @@ class Refine(io.ComfyNode):
                 io.Float.Input(
                     "fps",
                     default=0.0,
-                    min=0.0,
-                    max=240.0,
+                    **bounds("fps", least=0),
                     step=0.01,
                     optional=True,
                     tooltip="Frames per second. 0 takes the rate of stage 1, or that of LTXVConditioning.",
@@ -284,8 +285,7 @@ class Refine(io.ComfyNode):
                 io.Int.Input(
                     "seed",
                     default=-1,
-                    min=-1,
-                    max=2**64 - 1,
+                    **bounds("seed", least=-1),
                     control_after_generate=False,  # the page would else draw a seed after every run
                     optional=True,
                     tooltip="Seed of the noise. -1 takes that of stage 1, and 0 for the latent of other nodes.",
@@ -330,6 +330,7 @@ class Decode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageDecode",
+            hidden=[io.Hidden.unique_id],  # for host.queued_literals
             display_name="LTX-2 Decode",
             category=CATEGORY,
             description="Latents to frames and sound. Takes the latent of either stage, and of ComfyUI's own nodes.",
@@ -344,8 +345,7 @@ class Decode(io.ComfyNode):
                 io.Float.Input(
                     "fps",
                     default=0.0,
-                    min=0.0,
-                    max=240.0,
+                    **bounds("fps", least=0),
                     step=0.01,
                     tooltip="Frames per second of the video. 0 takes the rate that the latent was made for.",
                 ),

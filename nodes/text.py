@@ -18,6 +18,7 @@ class TextEncode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="LTX2TwoStageTextEncode",
+            hidden=[io.Hidden.unique_id],  # for host.queued_literals
             display_name="LTX-2 Text Encode",
             category=CATEGORY,
             description="Encodes the prompt and the negative prompt for picture and sound.",

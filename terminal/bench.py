@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..device_manager.modes import MODE_NAMES
 from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.plain_text import json_text
 from ..ltx2_core.recipes import DEFAULT_FRAMES, DEFAULT_SIZES, RECIPE_NAMES
 
 if TYPE_CHECKING:
@@ -114,7 +113,8 @@ def bench(arguments: argparse.Namespace) -> None:
     Raises:
         LTX2Error: a value is unusable, or there is no GPU.
     """
-    from .results import write_whole
+    from ..ltx2_core.whole_file import whole_file
+    from .streams import say
 
     _check_file("out", arguments.out)
     work = _WORK[arguments.benchmark](arguments)
@@ -122,16 +122,17 @@ def bench(arguments: argparse.Namespace) -> None:
 
     def save(figures: dict[str, Any]) -> None:
         # What was saved before stays whole when the process is ended meanwhile
-        text = json.dumps(figures, indent=2) + "\n"
-        write_whole(arguments.out, "out", lambda part: part.write_text(text))
+        text = json_text(figures, indent=2) + "\n"
+        with whole_file(arguments.out, "out") as part:
+            part.write_text(text, encoding="utf-8")
 
     work(save)
-    sys.stdout.write(f"{arguments.out}\n")
+    say(str(arguments.out))
 
 
 def _check_file(setting: str, path: Path) -> None:
     """Raises :class:`LTX2Error` where no file can be written."""
-    from ..ltx2_core.media.mp4 import check_writable
+    from ..ltx2_core.whole_file import check_writable
 
     if not path.parent.is_dir():
         raise SettingError(setting, path, "lies in a folder that does not exist", "Make the folder first.")

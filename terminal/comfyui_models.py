@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.loading.synthetic import Variant, write_tiny
 from ..ltx2_core.loading.synthetic_gemma import write_single_file
+from ..ltx2_core.whole_file import place_whole, remove
 
 DISTILLED = "ltx-2.3-22b-distilled-1.1.safetensors"
 GEMMA = "gemma_3_12B_it.safetensors"
@@ -44,7 +46,19 @@ def place_tiny(models: Path, variant: Variant, fp8: bool) -> list[Path]:
             if place.exists():
                 fix = "Move it away first, or give the models folder of another ComfyUI."
                 raise SettingError("directory", models, f"holds {place.relative_to(models)} already", fix)
+        _place(places)
+    return list(places.values())
+
+
+def _place(places: Mapping[Path, Path]) -> None:
+    """Moves files to their places: all of them, or none."""
+    placed: list[Path] = []
+    try:
         for source, place in places.items():
             place.parent.mkdir(exist_ok=True)
-            shutil.move(source, place)
-    return list(places.values())
+            place_whole(source, place)
+            placed.append(place)
+    except BaseException:
+        for place in placed:
+            remove(place)
+        raise

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
 from ..ltx2_core.errors import OutputError, SettingError
-from ..ltx2_core.media.mp4 import check_writable
+from ..ltx2_core.plain_text import json_text
 from ..ltx2_core.types import RunReport
+from ..ltx2_core.whole_file import check_writable, followed, whole_file
 
 _SUFFIXES: Mapping[str, str] = {"output": ".mp4", "report": ".json", "save-latents": ".safetensors"}
 
@@ -28,13 +28,13 @@ def check_targets(targets: Mapping[str, Path | None], inputs: Iterable[tuple[str
         SettingError: another kind of file than the setting writes, or a path that is used twice.
         OutputError: the folder is missing or not writable.
     """
-    taken = {path.resolve(): setting for setting, path in inputs}
+    taken = {Path(os.path.realpath(path)): setting for setting, path in inputs}
     for setting, path in targets.items():
         if path is None:
             continue
         if path.suffix.lower() != _SUFFIXES[setting]:
             raise SettingError(setting, path, f"must end in {_SUFFIXES[setting]}", "Change the file's ending.")
-        other = taken.setdefault(path.resolve(), setting)
+        other = taken.setdefault(followed(path, setting), setting)
         if other != setting:
             raise SettingError(setting, path, f"is the file of {other} too", "Give each its own name.")
         check_writable(path, setting)
@@ -60,29 +60,14 @@ def write_report(path: Path, report: RunReport) -> None:
     Raises:
         OutputError: writing failed; nothing is left behind.
     """
-    text = json.dumps(asdict(report), indent=2, ensure_ascii=False, default=str) + "\n"
-    write_whole(path, "report", lambda part: part.write_text(text, encoding="utf-8"))
+    text = json_text(asdict(report), indent=2, default=str) + "\n"
+    with whole_file(path, "report") as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def write_latents(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """The tensors of a run as safetensors; raises as :func:`write_report`."""
     from ..ltx2_core.loading.saving import save_tensors
 
-    write_whole(path, "save-latents", lambda part: save_tensors(part, tensors))
-
-
-def write_whole(path: Path, setting: str, write: Callable[[Path], object]) -> None:
-    """Writes under a temporary name in the same folder and renames it; an exception or Ctrl-C leaves nothing.
-
-    Raises:
-        OutputError: writing failed; what was there under that name still is.
-    """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        part.replace(path)
-    except Exception as error:
-        # safetensors raises its own type for a full disk
-        raise OutputError(setting, path, f"writing failed ({error})", "Check the disk, or write elsewhere.") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path, "save-latents") as part:
+        save_tensors(part, tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def image_condition(text: str, setting: str = "image") -> ImageCondition:
         SettingError: the part after the @ is not a frame, or the strength is not a number.
     """
     file, at, tail = text.rpartition("@")
-    if not at or Path(text).is_file():
+    if not at or os.path.isfile(text):  # noqa: PTH113 - Path.is_file raises for a name that is too long
         return ImageCondition(Path(text))
     frame, colon, strength = tail.partition(":")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, SettingError
+from ..limits import checked
 from ..models.audio_vae import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
@@ -36,6 +37,7 @@ from .identify import FileKind, identify
 from .lora import LoRAFile, check_fit, inject, set_adapters
 from .model_parts import ModelParts, naming_file
 from .precision import AUTO, check_precision, scaled_layers
+from .saving import check_path
 
 __all__ = ["Adapter", "LoRASource", "ModelFiles", "ModelSet"]
 
@@ -141,6 +143,7 @@ class ModelSet:
             ConfigError: a description in the metadata is incomplete or not supported.
             SettingError: a LoRA's strength or stage cannot work, or there is no such precision.
         """
+        _check_names(files)
         _check_loras(files.loras)
         check_precision(precision)
         parts = ModelParts.open(files.checkpoint, files.video_vae, files.audio_vae, files.text_projection)
@@ -187,6 +190,7 @@ class ModelSet:
             SettingError: its strength or stage cannot work.
         """
         _check_loras((source,))
+        check_path("lora", source.path)
         adapter = _open_adapter(source, self.layers, self.generation)
         self.loras[adapter.name] = adapter.lora
         files = replace(self.files, loras=(*self.files.loras, source))
@@ -330,10 +334,14 @@ _FROM_PARTS = (
 )
 
 
+def _check_names(files: ModelFiles) -> None:
+    for role, path in files.by_role().items():
+        check_path("lora" if role.startswith("lora_") else role.replace("_", "-"), path)
+
+
 def _check_loras(loras: tuple[LoRASource, ...]) -> None:
     for lora in loras:
-        if not math.isfinite(lora.strength):
-            raise SettingError("lora strength", lora.strength, "must be a finite number", "1 applies the LoRA as made.")
+        checked("lora strength", lora.strength)
         if lora.stage not in ("1", "2", "both"):
             raise SettingError("lora stage", lora.stage, "is not a stage", "Choose 1, 2 or both.")
 
@@ -409,7 +417,7 @@ def _open_adapter(source: LoRASource, layers: Mapping[str, tuple[int, int]], gen
     notices = check_fit(lora, layers, generation)
     status = source.path.stat()
     identity = f"{source.path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    return Adapter(f"lora_{sha256(identity.encode()).hexdigest()[:16]}", lora, source, notices)
+    return Adapter(f"lora_{sha256(os.fsencode(identity)).hexdigest()[:16]}", lora, source, notices)
 
 
 def _open_gemma(path: Path, text: TextConfig) -> GemmaSource:

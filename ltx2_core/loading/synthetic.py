@@ -25,6 +25,7 @@ from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import BandwidthExtendedVocoder, VocoderConfig, build_vocoder
 from ..types import DTYPES
+from ..whole_file import staged
 from .saving import save_tensors
 from .synthetic_configs import (
     JSON,
@@ -113,7 +114,7 @@ def write_tiny(
     gemma_heads: GemmaHeads = TINY_HEADS,
     fp8: bool = False,
 ) -> TinyFiles:
-    """Writes a complete set of official-format files of a few MB with random weights.
+    """Writes a complete set of official-format files of a few MB with random weights: all of them, or none.
 
     Every feature and block type of the released models is there, only the sizes are smaller. Names and shapes come
     from the models' own modules, so that the files load strictly. As in the official files, modulation tables are
@@ -129,16 +130,43 @@ def write_tiny(
         gemma_layers, gemma_heads: of the text encoder; it is as wide as the checkpoint's ``caption_channels``.
         fp8: the checkpoint is in the layout of the official fp8 files (fact sheet 1.4), under their name.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    config, upsampler_config = config or tiny_config(variant), upsampler_config or tiny_upsampler_config(variant)
+    with staged(Path(folder)) as stage:
+        _write(
+            _tiny_files(stage, variant, fp8),
+            variant,
+            seed,
+            dtype,
+            config,
+            upsampler_config,
+            gemma_layers,
+            gemma_heads,
+            fp8,
+        )
+    return _tiny_files(Path(folder), variant, fp8)
+
+
+def _tiny_files(folder: Path, variant: Variant, fp8: bool) -> TinyFiles:
     checkpoint, upscaler, distilled_lora = (folder / name for name in _NAMES[variant])
     if fp8:
         checkpoint = checkpoint.with_stem(f"{checkpoint.stem}-fp8")
-    files = TinyFiles(
+    return TinyFiles(
         folder, checkpoint, upscaler, distilled_lora, lora=folder / "user-lora.safetensors", gemma=folder / "gemma"
     )
+
+
+def _write(
+    files: TinyFiles,
+    variant: Variant,
+    seed: int,
+    dtype: str,
+    config: JSON,
+    upsampler_config: JSON,
+    gemma_layers: int,
+    gemma_heads: GemmaHeads,
+    fp8: bool,
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    config, upsampler_config = config or tiny_config(variant), upsampler_config or tiny_upsampler_config(variant)
     version, text_width = MODEL_VERSION[variant], config["transformer"]["caption_channels"]
     parts = _build_parts(config, text_width * (gemma_layers + 1), generator)
     tensors = _official_state_dict(parts)
@@ -150,7 +178,6 @@ def write_tiny(
     _save(files.distilled_lora, _lora(parts.transformer, DISTILLED_EFFECT, generator), DTYPES[dtype], version)
     _save(files.lora, _lora(parts.transformer, USER_EFFECT, generator), DTYPES[dtype], version)
     write_tiny_gemma(files.gemma, text_width, gemma_layers, generator, gemma_heads)
-    return files
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import logging
 import os
 import queue
-import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,8 +23,11 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from ..errors import LTX2Error, OutputError, SettingError
+from ..limits import checked
+from ..plain_text import LONGEST_REPORT, json_text
 from ..types import AudioClip
 from .audio import fitted
+from ..whole_file import check_writable, followed, output_error, part_of, remove
 
 log = logging.getLogger("ltx2.media")
 
@@ -48,60 +48,31 @@ def container_metadata(settings: Mapping[str, Any], prompt: Any = None, workflow
         prompt: ComfyUI's executed graph, None outside it.
         workflow: ComfyUI's editable graph, None outside it.
     """
-    tags = {SETTINGS_KEY: settings, "prompt": prompt, "workflow": workflow}
-    return {key: json.dumps(value, ensure_ascii=False) for key, value in tags.items() if value is not None}
+    tags = {SETTINGS_KEY: _cut(settings), "prompt": prompt, "workflow": workflow}
+    return {key: json_text(value) for key, value in tags.items() if value is not None}
+
+
+def _cut(value: Any) -> Any:
+    """Texts of megabytes without their ends: no player reads tags of that size."""
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_REPORT else f"{value[: LONGEST_REPORT - 1]}…"
+    if isinstance(value, Mapping):
+        return {_cut(key): _cut(item) for key, item in value.items()}
+    return [_cut(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def frame_rate(fps: float) -> Fraction:
     """The exact rate that ``fps`` stands for: 23.976 is 24000/1001, whole numbers stay whole.
 
     Raises:
-        SettingError: ``fps`` is not a positive number.
+        SettingError: ``fps`` is not a number that :data:`~..limits.LIMITS` allows.
     """
-    if not 0 < fps < float("inf"):
-        raise SettingError("fps", fps, "must be a positive number", "Use 24, the rate of the released models.")
+    checked("fps", fps)
     for nominal in (24, 30, 48, 60, 120):
         ntsc = Fraction(nominal * 1000, 1001)
         if abs(float(ntsc) - fps) < _NTSC_TOLERANCE:
             return ntsc
-    rate = Fraction(fps).limit_denominator(1001)
-    if not rate:
-        raise SettingError("fps", fps, "is too low for a video file", "Use 24, the rate of the released models.")
-    return rate
-
-
-def check_writable(path: Path, setting: str = "output") -> None:
-    """Proves that ``path`` can be created, by creating a file beside it.
-
-    Raises:
-        OutputError: the folder is missing or refuses a new file, or ``path`` is a folder.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise OutputError(setting, path, "is a folder", "Add a file name, such as clip.mp4.")
-    if not path.parent.is_dir():
-        raise OutputError(setting, path, f"the folder {str(path.parent)!r} does not exist", "Create it first.")
-    probe = _part_of(path)
-    try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise _output_error(setting, path, error) from error
-
-
-def _part_of(path: Path) -> Path:
-    """A name that no other run uses, in the same folder, so that the final rename cannot cross file systems."""
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-
-
-def _output_error(setting: str, path: Path, error: BaseException) -> OutputError:
-    code = getattr(error, "errno", None)
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(setting, path, "the disk is full", "Free some space, or write to another disk.")
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return OutputError(setting, path, "the folder is not writable", "Choose a folder that you may write to.")
-    reason = getattr(error, "strerror", None) or str(error)
-    return OutputError(setting, path, f"writing failed ({reason})", "Check the disk, or write to another place.")
+    return Fraction(fps).limit_denominator(1001)
 
 
 @dataclass(frozen=True)
@@ -237,7 +208,8 @@ class Mp4Writer:
     ) -> None:
         self.path = Path(path)
         self._metadata, self._options, self._setting = dict(metadata or {}), options or EncodingOptions(), setting
-        self._part = _part_of(self.path)
+        self._target = self.path  # links are followed when it is opened
+        self._part: Path | None = None
         self._size = (0, 0)
         self._audio_rate: int | None = None
         self._file: BinaryIO | None = None
@@ -269,14 +241,14 @@ class Mp4Writer:
         if self._worker is not None:
             raise RuntimeError("the writer is already open")
         check_writable(self.path, self._setting)
+        self._target = followed(self.path, self._setting)
         self._size, self._audio_rate = (width, height), audio_rate
         with self._all_or_nothing():
-            self._file = self._create()
-            self._encoder = _Encoder(
-                self._file, self._part, self._size, rate, audio_rate, self._options, self._metadata
-            )
-            self._worker = threading.Thread(target=self._encode, name="ltx2-mp4", daemon=True)
-            self._worker.start()
+            self._part = part_of(self._target)
+            self._file = self._part.open("xb")
+            encoding = (self._size, rate, audio_rate, self._options, self._metadata)
+            self._encoder = _Encoder(self._file, self._part, *encoding)
+            self._worker = self._started()
 
     def frames(self, frames: Tensor) -> None:
         """Queues uint8 (f, H, W, 3) frames; waits while two chunks are still being encoded.
@@ -324,7 +296,8 @@ class Mp4Writer:
             self._file.flush()
             os.fsync(self._file.fileno())  # a full disk may show only now
             self._file.close()
-            self._part.replace(self.path)
+            if self._part is not None:
+                self._part.replace(self._target)
         self._encoder = None
         log.info("wrote %s", self.path)
         return self.path
@@ -340,10 +313,17 @@ class Mp4Writer:
             with contextlib.suppress(OSError):  # the buffer of a full disk cannot be flushed
                 self._file.close()
             self._file = None
-        self._part.unlink(missing_ok=True)
+        if self._part is not None:
+            remove(self._part)
 
-    def _create(self) -> BinaryIO:
-        return self._part.open("xb")
+    def _started(self) -> threading.Thread:
+        worker = threading.Thread(target=self._encode, name="ltx2-mp4", daemon=True)
+        try:
+            worker.start()
+        except RuntimeError as error:
+            fix = "Close other programs, or raise the limit of processes."
+            raise OutputError(self._setting, self.path, f"no thread can be started ({error})", fix) from error
+        return worker
 
     def _opened(self) -> _Encoder:
         if self._encoder is None:
@@ -388,7 +368,7 @@ class Mp4Writer:
             self.abort()
             if isinstance(error, LTX2Error):
                 raise
-            raise _output_error(self._setting, self.path, error) from error
+            raise output_error(self._setting, self.path, error) from error
         except BaseException:
             self.abort()
             raise

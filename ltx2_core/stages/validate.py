@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 
 from ..errors import SettingError
+from ..limits import LONGEST_SECONDS, MOST_STEPS, checked, checked_clip
 from ..media.image import load_image
 from ..models.kernel_settings import check_kernel_settings
 from ..protocols import Models
@@ -16,13 +17,6 @@ from ..sampling.schedules import fixed_sigmas
 from ..types import AudioClip, ImageCondition, Phase, StreamGuidance
 from .plan import image_frames, plan_stages
 
-_SEED_LIMIT = 2**64
-_MAX_CRF = 51  # libx264's scale
-# Three times the 20 s that released models' positions span: further off nothing was trained, and memory runs out
-LONGEST_SECONDS = 60
-# Far beyond any clip; the schedule's shift grows exponentially and leaves the numbers of a computer at 2 million
-_MOST_SCHEDULE_TOKENS = 1_000_000
-
 
 def validate(models: Models, request: GenerationRequest) -> None:
     """Raises :class:`SettingError` for the first setting that cannot work with the loaded models, or here."""
@@ -30,32 +24,32 @@ def validate(models: Models, request: GenerationRequest) -> None:
     check_size(request.width, request.height, request.frames, request.fps, request.recipe.stages, models.scale)
     _check_sound(models, request)
     check_prompt(request.prompt)
-    if not 0 <= request.seed < _SEED_LIMIT:
-        raise SettingError("seed", request.seed, "must be between 0 and 2^64 - 1", "Choose another seed.")
+    check_text("negative-prompt", request.negative_prompt)
+    checked("seed", request.seed)
     check_recipe(request.recipe, models.num_layers)
     _check_parts(models, request)
     check_audio(request.audio, request.audio_source)
-    if request.image_crf is not None and not 0 <= request.image_crf <= _MAX_CRF:
-        raise SettingError("image-crf", request.image_crf, f"must be between 0 and {_MAX_CRF}", "0 skips it.")
+    if request.image_crf is not None:
+        checked("image-crf", request.image_crf)
     check_images(models, request)
 
 
 def check_size(width: int, height: int, frames: int, fps: float, stages: int, scale: tuple[int, int, int]) -> None:
     """Sizes that the latent grid can hold; two stages halve the size first."""
     time, tall, wide = scale
+    for name, value in (("width", width), ("height", height), ("frames", frames), ("fps", fps)):
+        checked(name, value)
     for name, value, cell in (("width", width, wide), ("height", height, tall)):
         multiple = cell * stages
-        if value <= 0 or value % multiple:
+        if value % multiple:
             below = max(value // multiple, 1) * multiple
             near = f"{below}" if value < multiple else f"{below} or {below + multiple}"
             what = "a two-stage" if stages == 2 else "a one-stage"
             raise SettingError(name, value, f"must be a multiple of {multiple} for {what} run", f"Try {near}.")
-    if frames < 1 or (frames - 1) % time:
-        below = max((frames - 1) // time, 0) * time + 1
-        near = f"{below}" if frames < 1 else f"{below} or {below + time}"
-        raise SettingError("frames", frames, f"must be {time} * n + 1", f"Try {near}.")
-    if not math.isfinite(fps) or fps <= 0:
-        raise SettingError("fps", fps, "must be a positive number", "The models are made for 24 or 25.")
+    if (frames - 1) % time:
+        below = (frames - 1) // time * time + 1
+        raise SettingError("frames", frames, f"must be {time} * n + 1", f"Try {below} or {below + time}.")
+    checked_clip(width, height, frames, scale)
 
 
 def _check_sound(models: Models, request: GenerationRequest) -> None:
@@ -73,10 +67,19 @@ def _check_sound(models: Models, request: GenerationRequest) -> None:
 
 def check_prompt(prompt: str) -> None:
     """The text can be encoded; an empty one asks for nothing in particular, as in the official pipelines."""
+    check_text("prompt", prompt)
+
+
+def check_text(setting: str, text: object) -> None:
+    """Text that can be encoded: no halves of an emoji, no bytes of another encoding, no NUL."""
+    if not isinstance(text, str):
+        raise SettingError(setting, text, "must be a text", "Write it in words.")
     try:
-        prompt.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise SettingError("prompt", prompt, "has bytes that are no text", "Write it in UTF-8.") from error
+        raise SettingError(setting, text, "has bytes that are no text", "Write it in UTF-8.") from error
+    if "\0" in text:
+        raise SettingError(setting, text, "holds a NUL character", "Leave it out.")
 
 
 def check_recipe(recipe: Recipe, num_layers: int) -> None:
@@ -84,12 +87,10 @@ def check_recipe(recipe: Recipe, num_layers: int) -> None:
     if recipe.sampler not in SAMPLERS:
         fix = f"Choose one of: {', '.join(SAMPLERS)}."
         raise SettingError("sampler", recipe.sampler, "is not a known sampler", fix)
-    if recipe.sigmas is None and recipe.steps < 1:
-        raise SettingError("steps", recipe.steps, "must be at least 1", "The official recipes take 15 to 40.")
-    tokens = recipe.schedule_tokens
-    if tokens is not None and not 1 <= tokens <= _MOST_SCHEDULE_TOKENS:
-        problem = f"must be between 1 and {_MOST_SCHEDULE_TOKENS}"
-        raise SettingError("schedule-tokens", tokens, problem, "The official recipes take 4096, or the clip's own.")
+    if recipe.sigmas is None:
+        checked("steps", recipe.steps)
+    if recipe.schedule_tokens is not None:
+        checked("schedule-tokens", recipe.schedule_tokens)
     if recipe.sigmas is not None:
         check_sigmas("sigmas", recipe.sigmas, recipe.sampler)
         if recipe.sigmas[0] != 1:
@@ -99,8 +100,7 @@ def check_recipe(recipe: Recipe, num_layers: int) -> None:
     for name, guidance in (("video-guidance", recipe.guidance.video), ("audio-guidance", recipe.guidance.audio)):
         check_guidance(name, guidance, num_layers)
     for strength in recipe.distilled_strength:
-        if not math.isfinite(strength):
-            raise SettingError("distilled-strength", strength, "must be a finite number", "The official value is 1.")
+        checked("distilled-strength", strength)
 
 
 def check_sigmas(setting: str, sigmas: tuple[float, ...], sampler: str) -> None:
@@ -108,6 +108,8 @@ def check_sigmas(setting: str, sigmas: tuple[float, ...], sampler: str) -> None:
     shown, fix = list(sigmas), "Write falling numbers from 1 to 0, such as 0.909375, 0.725, 0.421875, 0."
     if len(sigmas) < 2:
         raise SettingError(setting, shown, "must be at least two noise levels, for one step", fix)
+    if len(sigmas) > MOST_STEPS + 1:
+        raise SettingError(setting, f"{len(sigmas)} noise levels", f"must be {MOST_STEPS + 1} at most", fix)
     if not all(math.isfinite(sigma) for sigma in sigmas) or sigmas[0] > 1 or sigmas[-1] != 0:
         raise SettingError(setting, shown, "must begin at 1 or below and end in 0", fix)
     if any(after >= before for before, after in pairwise(fixed_sigmas(sigmas))):
@@ -118,19 +120,15 @@ def check_sigmas(setting: str, sigmas: tuple[float, ...], sampler: str) -> None:
 
 
 def check_guidance(name: str, guidance: StreamGuidance, num_layers: int) -> None:
-    """Finite scales, STG with blocks inside the model, skip not negative."""
-    for key in ("cfg", "stg", "modality", "rescale"):
-        value = getattr(guidance, key)
-        if not math.isfinite(value):
-            raise SettingError(f"{name} {key}", value, "must be a finite number", "Leave it out for the default.")
+    """Numbers within their bounds, STG with blocks inside the model."""
+    for key in ("cfg", "stg", "modality", "rescale", "skip"):
+        checked(key, getattr(guidance, key), f"{name} {key}")
     if guidance.stg != 0 and not guidance.blocks:
         raise SettingError(f"{name} blocks", "", "STG needs at least one block", "Give blocks, or set stg to 0.")
     for block in guidance.blocks:
         if not 0 <= block < num_layers:
             problem = f"the model has blocks 0 to {num_layers - 1}"
             raise SettingError(f"{name} blocks", block, problem, "Choose a block inside the model.")
-    if guidance.skip < 0:
-        raise SettingError(f"{name} skip", guidance.skip, "must not be negative", "0 evaluates every step.")
 
 
 def check_images(models: Models, request: GenerationRequest) -> None:
@@ -141,13 +139,12 @@ def check_images(models: Models, request: GenerationRequest) -> None:
 
 
 def _check_image(image: ImageCondition, request: GenerationRequest, frames: int) -> None:
+    checked("image frame", image.frame)
+    checked("image strength", image.strength)
     if not -frames <= image.frame < frames:
         latent = f"revision {request.revision.name} counts latent frames, and " if frames != request.frames else ""
         problem = f"{latent}the clip has frames 0 to {frames - 1}"
         raise SettingError("image frame", image.frame, problem, "Choose a frame inside the clip; -1 is the last.")
-    if not math.isfinite(image.strength) or not 0.0 <= image.strength <= 1.0:
-        problem = "must be between 0 (ignored) and 1 (kept)"
-        raise SettingError("image strength", image.strength, problem, "1 is the official value.")
     load_image(image.image)
 
 

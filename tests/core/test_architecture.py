@@ -35,7 +35,10 @@ ALLOWED: dict[str, set[str]] = {
 }
 CONTRACTS = {
     f"ltx2_core.{name}"
-    for name in ("types", "protocols", "errors", "recipes", "recipe_choice", "request", "plain_text")
+    for name in (
+        *("types", "protocols", "errors", "recipes", "recipe_choice", "request"),
+        *("limits", "plain_text", "whole_file"),
+    )
 }
 SEES_NO_CONTRACTS = {"device_manager", ""}
 HOST_MODULES = {
