@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 CONTRACTS = {
     f"ltx2_core.{name}"
-    for name in ("types", "protocols", "errors", "recipes", "recipe_choice", "request", "plain_text")
+    for name in ("types", "protocols", "errors", "recipes", "recipe_choice", "request", "plain_text", "finite")
 }
 SEES_NO_CONTRACTS = {"device_manager", ""}
 HOST_MODULES = {
