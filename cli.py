@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ltx2_core.errors import LTX2Error, SettingError
+from .ltx2_core.errors import LTX2Error, SettingError, is_out_of_memory, memory_error
 from .terminal.arguments import build_parser
 from .terminal.progress import TerminalProgress, messages
 
@@ -53,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verbose:
             sys.excepthook(type(error), error, error.__traceback__)
         sys.stderr.write(f"ltx2: error: {error}\n")
+        return BAD_INPUT
+    except Exception as error:
+        if verbose or not is_out_of_memory(error):
+            raise
+        sys.stderr.write(f"ltx2: error: {memory_error(error)}\n")
         return BAD_INPUT
     except KeyboardInterrupt:
         sys.stderr.write("\nltx2: interrupted\n")

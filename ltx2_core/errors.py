@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -151,6 +153,21 @@ def memory_error(error: BaseException, mode: str = "") -> DeviceMemoryError:
     others = ", close other programs, or try device-mode snapshot-low." if "snapshot-low" not in mode else ""
     fix = smaller + (others or ", or close other programs.")
     return DeviceMemoryError(f"the device ran out of memory{where}: {text}. {fix}", "device", text)
+
+
+@contextmanager
+def memory_errors(mode: str = "") -> Iterator[None]:
+    """Turns an error that says that memory ran out into :class:`DeviceMemoryError`.
+
+    Args:
+        mode: as for :func:`memory_error`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise memory_error(error, mode) from error
 
 
 def _memory_problem(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import DeviceMemoryError, is_out_of_memory, memory_error
+from .errors import DeviceMemoryError, is_out_of_memory, memory_error, memory_errors
 from .media.sink import FrameSink, NullSink
 from .protocols import Models, NoProgress, Progress, Residency
 from .recipes import AudioSource
@@ -66,13 +66,8 @@ def _stage_without_retry(method: Callable[Concatenate[Pipeline, P], R]) -> Calla
 
     @wraps(method)
     def run(self: Pipeline, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
+        with memory_errors(self.residency.mode):
             return stage(self, *args, **kwargs)
-        except Exception as error:
-            failed = self._memory_error(error)
-            if failed is None:
-                raise
-            raise failed from error
 
     return run
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..ltx2_core.errors import SettingError
+from ..ltx2_core.errors import SettingError, memory_errors
+from ..ltx2_core.finite import Suspect, check_finite
 from ..ltx2_core.protocols import Progress
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import AudioSource
@@ -371,7 +372,8 @@ class Decode(io.ComfyNode):
                 clip = pipeline.pipeline.decode(request, LatentPair(video, audio), sink, progress)
                 images = sink.images()
             else:
-                images, clip = _decode_apart(pipeline, request, video, audio, vae, progress)
+                with memory_errors(pipeline.pipeline.residency.mode):
+                    images, clip = _decode_apart(pipeline, request, video, audio, vae, progress)
         sound, table = to_audio(clip), stages_text(pipeline.pipeline.last_report())
         return io.NodeOutput(images, sound, to_video(images, sound, request.fps), ui=ui.PreviewText(table))
 
@@ -389,7 +391,10 @@ def _decode_apart(
     with residency.measure("decode"):
         clip = silence(request, pipeline) if audio is None else decode_audio(models, residency, request, audio)
         if vae is not None:
-            return vae.decode(video).flatten(0, 1), clip  # BFHWC -> FHWC
+            pictures: Tensor = vae.decode(video).flatten(0, 1)  # BFHWC -> FHWC
+            cause = "Choose another VAE, or leave it out for the pipeline's own."
+            check_finite("decoding", Suspect("the picture that the connected VAE makes", cause, (pictures,)))
+            return pictures, clip
         sink = ImageSink(request.frames)
         progress.start("decode", request.frames)
         decode_video(models, residency, video, sink, progress)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_out_of_memory
 from ..models.scaled_weights import ScaledWeights, ScaledWeightsError
 from .header import TensorInfo, read_header
 
@@ -126,6 +126,8 @@ class SafetensorsFile:
                 for name in wanted:
                     yield name, file.get_tensor(name).to(target)
         except (SafetensorError, OSError) as error:
+            if is_out_of_memory(error):
+                raise
             raise self.error(f"cannot be read ({error})", "Download the file again.") from error
 
     def _bytes(self, name: str) -> bytes:
@@ -136,6 +138,8 @@ class SafetensorsFile:
                 file.seek(self.stamp[0] - self.nbytes + info.offset)
                 return file.read(info.nbytes)
         except OSError as error:
+            if is_out_of_memory(error):
+                raise
             raise self.error(f"cannot be read ({error})", "Download the file again.") from error
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, is_out_of_memory
 
 _LENGTH_BYTES = 8
 _MAX_HEADER = 100_000_000  # the format's own limit
@@ -81,6 +81,8 @@ def read_header(path: Path, setting: str) -> tuple[dict[str, str], dict[str, Ten
             setting, path, "does not exist", fix if setting == "checkpoint" else "Check the path."
         ) from None
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         reason = error.strerror or type(error).__name__
         raise CheckpointError(setting, path, f"cannot be read ({reason})", "Check the file's permissions.") from error
 

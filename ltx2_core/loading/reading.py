@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from ..errors import is_out_of_memory
 from .checkpoint import SafetensorsFile
 from .header import TensorInfo
 
@@ -76,4 +77,6 @@ def _read_share(file: SafetensorsFile, jobs: list[tuple[int, memoryview]]) -> No
                         raise OSError("the file ends early")
                     done += got
     except OSError as error:
+        if is_out_of_memory(error):
+            raise
         raise file.error(f"cannot be read ({error})", "Download the file again.") from error

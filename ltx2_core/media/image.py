@@ -63,7 +63,7 @@ def load_image(source: Path | Tensor, setting: str = "image", as_shown: bool = T
                 problem = f"is {image.width}x{image.height}; H.264 takes at most {_LONGEST_SIDE} pixels a side"
                 raise SettingError(setting, path, problem, "Give a smaller picture.")
             return torch.from_numpy(_rgb(_as_shown(image) if as_shown else image))
-    except SettingError:
+    except (SettingError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise whatever they stumble over, struct.error and TypeError included
         raise SettingError(setting, path, f"is not an image that can be read ({error})", _FIX) from error

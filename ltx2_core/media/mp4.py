@@ -25,7 +25,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ..errors import LTX2Error, OutputError, SettingError
+from ..errors import LTX2Error, OutputError, SettingError, is_out_of_memory
 from ..types import AudioClip
 
 log = logging.getLogger("ltx2.media")
@@ -349,7 +349,7 @@ class Mp4Writer:
             yield
         except (OSError, av.FFmpegError) as error:
             self.abort()
-            if isinstance(error, LTX2Error):
+            if isinstance(error, LTX2Error) or is_out_of_memory(error):
                 raise
             raise _output_error(self._setting, self.path, error) from error
         except BaseException:
