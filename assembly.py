@@ -16,7 +16,7 @@ from .device_manager.modes import Mode, UnknownMode, requested_mode
 from .device_manager.placed import ComponentSpec, Placement
 from .device_manager.policy import SMALL_MODES, Decision, DoesNotFit, Facts, choose
 from .device_manager.switched import SwitchedSpec
-from .ltx2_core.errors import SettingError
+from .ltx2_core.errors import SettingError, is_out_of_memory
 from .ltx2_core.loading.lora import merge, set_adapters
 from .ltx2_core.protocols import Models
 from .ltx2_core.types import Component, VideoSize
@@ -155,6 +155,7 @@ def _transformer(models: LoadableModels) -> SwitchedSpec:
         adapt=models.adapt,
         set_adapters=set_adapters,
         merge=merge,
+        ran_out=is_out_of_memory,
     )
 
 

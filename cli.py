@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .ltx2_core.errors import LTX2Error, OutputError, SettingError
+from .ltx2_core.errors import LTX2Error, OutputError, SettingError, is_out_of_memory, memory_error
 from .ltx2_core.plain_text import json_text, plain_trace
 from .terminal.arguments import build_parser
 from .terminal.progress import TerminalProgress, messages
@@ -65,6 +65,10 @@ def _run(argv: Sequence[str] | None) -> int:
         sys.stderr.write("\nltx2: interrupted\n")
         return error.status if isinstance(error, Terminated) else INTERRUPTED
     except Exception as error:
+        if is_out_of_memory(error):
+            trace = plain_trace(error) if verbose else ""
+            sys.stderr.write(f"{trace}ltx2: error: {memory_error(error)}\n")
+            return BAD_INPUT
         sys.stderr.write(f"{plain_trace(error)}ltx2: this is a fault of the program, not of your input\n")
         return FAILED
     return 0

@@ -26,6 +26,10 @@ from .weights import WeightSet, assign, bind, plain_tensors, share
 logger = logging.getLogger("ltx2.device")
 
 
+def _torch_says_so(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError)
+
+
 @dataclass(frozen=True)
 class SwitchedSpec:
     """How the module and its adapters are made. Everything is called with weights, never with files.
@@ -39,6 +43,7 @@ class SwitchedSpec:
         set_adapters: gives adapters of a wrapped module their strengths.
         merge: adds adapters, by strength, into those weights that it is given by name; the wrapped module holds their
             matrices.
+        ran_out: whether an error says that memory ran out.
     """
 
     skeleton: Callable[[], nn.Module]
@@ -47,6 +52,7 @@ class SwitchedSpec:
     adapt: Callable[[nn.Module, Collection[str]], None]
     set_adapters: Callable[[nn.Module, Strengths], None]
     merge: Merge
+    ran_out: Callable[[BaseException], bool] = _torch_says_so
 
 
 class Switched:
@@ -279,7 +285,9 @@ class Switched:
         """While a layer is computed on the base, its part of the second set is made: the host's work is spread."""
         try:
             self._make_second(merge, group)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not self.spec.ran_out(error):
+                raise
             logger.debug("no room yet to prepare the merged weights, at group %d", group)
             self._abandon_second()
             self._drop_second()

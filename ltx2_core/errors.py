@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from .plain_text import LONGEST_LINE, plain
 
@@ -64,7 +68,115 @@ class OutputError(LTX2Error, OSError):
 
 
 class DeviceMemoryError(LTX2Error, RuntimeError):
-    """The device has too little memory for what was asked, in every placement that there is."""
+    """The device, or the machine, has too little memory for what was asked, in every placement that there is.
+
+    Args:
+        message: the whole text.
+        memory: which one ran out: the device's, or the host's (RAM).
+        problem: what the allocator said.
+    """
+
+    def __init__(self, message: str, memory: Literal["device", "host"] = "device", problem: str = "") -> None:
+        self.memory, self.problem = memory, problem
+        super().__init__(message)
+
+
+class NotFiniteError(LTX2Error, ArithmeticError):
+    """A stage made numbers that are none: NaN or infinity, which would be a black, grey or silent clip.
+
+    Args:
+        stage: which stage, in words.
+        what: what holds such numbers.
+        cause: what makes them, and what to do, as full sentences.
+    """
+
+    def __init__(self, stage: str, what: str, cause: str) -> None:
+        self.stage, self.what, self.cause = stage, what, cause
+        super().__init__(f"{stage}: {what} holds values that are not finite (NaN or infinity). {cause}")
+
+
+# What allocators write where the error's type says nothing: CUDA's and HIP's runtime and driver, cudaMallocAsync, the
+# libraries' handles and workspaces, Metal, Level Zero, DirectML
+_NO_DEVICE_MEMORY = re.compile(
+    r"(cuda|hip|xpu|mps|triton|driver)\b.{0,60}out of memory|allocation on device|error_?out_?of_?memory"
+    r"|errormemoryallocation|out_of_device_memory|not enough gpu video memory|invalid buffer size"
+    r"|cu[a-z]+_status_(alloc_failed|internal_error_device_allocation_failed)|(cu|hip)[a-z]+_alloc_failed"
+    r"|(hip|roc)[a-z]+_status_alloc_failed|cusparse_status_insufficient_resources",
+    re.IGNORECASE | re.DOTALL,
+)
+# torch's allocator on the CPU, C++, memory maps on Linux and Windows, page-locked memory
+_NO_HOST_MEMORY = re.compile(
+    r"alloc_cpu\.cpp|defaultcpuallocator|(cannot|can't|unable to) allocate memory|not enough memory: you tried"
+    r"|std::bad_alloc|paging file is too small|\(os error (12|1455)\)"
+    r"|cudnn_status_internal_error_host_allocation_failed"
+    r"|out_of_host_memory|(cuda|hip)_?(hostalloc|mallochost|hostregister|hostmalloc)|host_?allocator",
+    re.IGNORECASE | re.DOTALL,
+)
+_OUT_OF_PAGES = frozenset({errno.ENOMEM, 1455})  # the second is Windows': the paging file is too small
+
+
+def short_of_memory(error: BaseException) -> Literal["device", "host"] | None:
+    """Which memory has run out, by what an error says; None for an error of another kind."""
+    if isinstance(error, LTX2Error):
+        return None
+    if isinstance(error, MemoryError):  # NumPy's and PyAV's too
+        return "host"
+    if isinstance(error, OSError):
+        return "host" if {error.errno, getattr(error, "winerror", None)} & _OUT_OF_PAGES else None
+    kinds, text = {kind.__name__ for kind in type(error).__mro__}, str(error)
+    if not kinds & {"RuntimeError", "SafetensorError"}:
+        return None
+    if _NO_HOST_MEMORY.search(text):  # first: CUDA says "out of memory" of page-locked memory too
+        return "host"
+    return "device" if "OutOfMemoryError" in kinds or _NO_DEVICE_MEMORY.search(text) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy, torch or a CUDA library says that some memory has run out."""
+    return short_of_memory(error) is not None
+
+
+def memory_error(error: BaseException, mode: str = "") -> DeviceMemoryError:
+    """What the user reads where :func:`is_out_of_memory`.
+
+    Args:
+        mode: the device mode, or those that were tried; empty where none is known.
+    """
+    where, text = f" (device mode {mode})" if mode else "", _memory_problem(error)
+    smaller = "Choose a smaller width, height or number of frames"
+    if short_of_memory(error) == "host":
+        one_copy = (
+            "" if "original" in mode or not mode else " On a CPU, device-mode original keeps one copy of the weights."
+        )
+        fix = f"{smaller}, close other programs, or add RAM or swap space.{one_copy}"
+        return DeviceMemoryError(f"the machine ran out of memory (RAM){where}: {text}. {fix}", "host", text)
+    others = ", close other programs, or try device-mode snapshot-low." if "snapshot-low" not in mode else ""
+    fix = smaller + (others or ", or close other programs.")
+    return DeviceMemoryError(f"the device ran out of memory{where}: {text}. {fix}", "device", text)
+
+
+@contextmanager
+def memory_errors(mode: str = "") -> Iterator[None]:
+    """Turns an error that says that memory ran out into :class:`DeviceMemoryError`.
+
+    Args:
+        mode: as for :func:`memory_error`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise memory_error(error, mode) from error
+
+
+def _memory_problem(error: BaseException) -> str:
+    """The first sentence of an error that says how much was asked for."""
+    text = " ".join(str(error).split())
+    if (asked := re.search(r"allocate (\d+) bytes", text)) is not None and len(asked[1]) < 20:
+        return f"{int(asked[1]) / 1e9:.2f} GB could not be allocated"
+    first = text.split(". ", 1)[0].rstrip(".")
+    return plain(first, LONGEST_LINE) if first else "an allocation failed"
 
 
 def _shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import DeviceMemoryError
+from .errors import DeviceMemoryError, is_out_of_memory, memory_error, memory_errors
 from .media.audio import lasting
 from .media.image import with_pixels
 from .media.sink import FrameSink, NullSink
@@ -43,17 +43,21 @@ def _stage(method: Callable[Concatenate[Pipeline, P], R]) -> Callable[Concatenat
     def run(self: Pipeline, /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return stage(self, *args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            problem = str(error).split(". ", 1)[0]
+        except Exception as error:
+            mode, failed = self.residency.mode, self._memory_error(error)
+            if failed is None:
+                raise
         # Outside of the handler: the error's traceback keeps the failed stage's tensors alive
-        mode = self.residency.mode
-        if not self.residency.fall_back(problem):
-            raise _out_of_memory(mode, problem)
+        # A smaller device mode takes less of the device's memory, and more of the machine's
+        if failed.memory == "host" or not self.residency.fall_back(failed.problem):
+            raise failed
         try:
             return stage(self, *args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            problem = str(error).split(". ", 1)[0]
-        raise _out_of_memory(f"{mode}, then {self.residency.mode}", problem)
+        except Exception as error:
+            failed = self._memory_error(error, f"{mode}, then {self.residency.mode}")
+            if failed is None:
+                raise
+        raise failed
 
     return run
 
@@ -64,18 +68,10 @@ def _stage_without_retry(method: Callable[Concatenate[Pipeline, P], R]) -> Calla
 
     @wraps(method)
     def run(self: Pipeline, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
+        with memory_errors(self.residency.mode):
             return stage(self, *args, **kwargs)
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(self.residency.mode, str(error).split(". ", 1)[0]) from error
 
     return run
-
-
-def _out_of_memory(mode: str, problem: str) -> DeviceMemoryError:
-    others = ", close other programs, or try device-mode snapshot-low." if "snapshot-low" not in mode else ""
-    fix = "Choose a smaller width, height or number of frames" + (others or ", or close other programs.")
-    return DeviceMemoryError(f"the device ran out of memory (device mode {mode}): {problem}. {fix}")
 
 
 class Pipeline:
@@ -89,6 +85,12 @@ class Pipeline:
     def __init__(self, models: Models, residency: Residency) -> None:
         self.models, self.residency = models, residency
         self._memory = _Memory()
+
+    def _memory_error(self, error: Exception, mode: str | None = None) -> DeviceMemoryError | None:
+        """What the user reads where an error says that memory ran out; None for another error."""
+        if not is_out_of_memory(error):
+            return None
+        return memory_error(error, mode or self.residency.mode)
 
     def with_models(self, models: Models) -> Pipeline:
         """This pipeline with models that differ in their LoRAs alone: prompts that it has encoded serve both."""

@@ -17,6 +17,7 @@ from comfy_api.latest import InputImpl, Types
 from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.finite import finite
 from ..ltx2_core.media.audio import check_finite, given_sound
 from ..ltx2_core.media.image import given_picture
 from ..ltx2_core.media.mp4 import frame_rate
@@ -33,6 +34,7 @@ Latent = dict[str, Any]
 REQUEST_KEY = "ltx2_two_stage"  # in a LATENT: the request that it was made for
 PROMPT_KEY = "ltx2_prompt"  # in a CONDITIONING: the text
 FOREIGN_PROMPT = "(conditioning of another node)"
+_NOT_FINITE = "holds values that are not finite (NaN or infinity)"
 RAW_KEY = "unprocessed_ltxav_embeds"  # set by the host's text encoder: the connectors have still to run
 
 
@@ -48,7 +50,7 @@ def to_context(conditioning: Conditioning, handle: PipelineHandle, setting: str)
     those run here. What is processed is taken as it is.
 
     Raises:
-        SettingError: it is not one prompt, or of another model.
+        SettingError: it is not one prompt, of another model, or not of finite numbers.
     """
     fix = "Connect LTX-2 Text Encode with the same pipeline, or ComfyUI's text encoder for this checkpoint."
     if len(conditioning) != 1:
@@ -60,6 +62,8 @@ def to_context(conditioning: Conditioning, handle: PipelineHandle, setting: str)
     if tensor.ndim != 3 or tensor.shape[0] != 1 or not (shared or tensor.shape[-1] == video + audio):
         problem = f"is not made for these models, whose text embeddings are {video} + {audio} wide"
         raise SettingError(setting, tuple(tensor.shape), problem, fix)
+    if not finite(tensor):
+        raise SettingError(setting, tuple(tensor.shape), _NOT_FINITE, "Look at the node that made this conditioning.")
     models, residency = handle.pipeline.models, handle.pipeline.residency
     placed = tensor.to(device=residency.device, dtype=models.dtype)
     streams = (placed, placed) if shared else placed.split((video, audio), dim=-1)
@@ -109,7 +113,7 @@ def to_streams(latent: Mapping[str, Any], handle: PipelineHandle) -> tuple[Tenso
     ComfyUI's own nodes keep both normalised, as ours do: its LTX-AV latent format has no scale, and its VAEs norm.
 
     Raises:
-        SettingError: it holds something else, a batch, or latents of other models.
+        SettingError: it holds something else, a batch, latents of other models, or numbers that are not finite.
     """
     samples = latent["samples"]
     streams = samples.unbind() if getattr(samples, "is_nested", False) else [samples]
@@ -126,6 +130,8 @@ def to_streams(latent: Mapping[str, Any], handle: PipelineHandle) -> tuple[Tenso
     if found != fitting[: len(found)]:
         problem = f"is of other models: these have {fitting[0][0]} video channels and {fitting[1]} of sound"
         raise SettingError("latent", shapes, problem, "Connect the latent of a node with the same pipeline.")
+    if not finite(*streams):
+        raise SettingError("latent", shapes, _NOT_FINITE, "Look at the node that made this latent: its clip is lost.")
     return streams[0], streams[1] if len(streams) == 2 else None
 
 

@@ -22,7 +22,7 @@ import torch
 
 from ..device_manager.memory import host_available, host_total, vram
 from ..device_manager.modes import AUTO, MODE_NAMES, Mode
-from ..ltx2_core.errors import LTX2Error
+from ..ltx2_core.errors import LTX2Error, is_out_of_memory
 from ..ltx2_core.types import RunReport
 from . import host
 from .handle import PIPELINES, Opened, PipelineHandle
@@ -151,7 +151,9 @@ class Panel:
                 return _refusal(problem, "Nothing is lost: a run restores what it needs by itself.")
             try:
                 restored = await asyncio.to_thread(_change, opened.manager.restore, opened)
-            except (torch.OutOfMemoryError, OSError) as error:
+            except Exception as error:
+                if not isinstance(error, OSError) and not is_out_of_memory(error):
+                    raise
                 return _refusal(f"Not restored: {error}", "Free memory, or check that the model files are still there.")
             return 200, {**self.status(), "restored": restored}
 

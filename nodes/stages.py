@@ -9,7 +9,8 @@ from typing import Any, Literal
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..ltx2_core.errors import SettingError
+from ..ltx2_core.errors import SettingError, memory_errors
+from ..ltx2_core.finite import Suspect, check_finite
 from ..ltx2_core.media.audio import lasting
 from ..ltx2_core.protocols import Progress
 from ..ltx2_core.recipe_choice import RecipeChoice
@@ -372,7 +373,8 @@ class Decode(io.ComfyNode):
                 clip = pipeline.pipeline.decode(request, LatentPair(video, audio), sink, progress)
                 images = sink.images()
             else:
-                images, clip = _decode_apart(pipeline, request, video, audio, vae, progress)
+                with memory_errors(pipeline.pipeline.residency.mode):
+                    images, clip = _decode_apart(pipeline, request, video, audio, vae, progress)
         sound, table = to_audio(lasting(clip, request.seconds)), stages_text(pipeline.pipeline.last_report())
         return io.NodeOutput(images, sound, to_video(images, sound, request.fps), ui=ui.PreviewText(table))
 
@@ -390,7 +392,10 @@ def _decode_apart(
     with residency.measure("decode"):
         clip = silence(request, pipeline) if audio is None else pipeline.pipeline.decode_sound(request, audio)
         if vae is not None:
-            return vae.decode(video).flatten(0, 1), clip  # BFHWC -> FHWC
+            pictures: Tensor = vae.decode(video).flatten(0, 1)  # BFHWC -> FHWC
+            cause = "Choose another VAE, or leave it out for the pipeline's own."
+            check_finite("decoding", Suspect("the picture that the connected VAE makes", cause, (pictures,)))
+            return pictures, clip
         sink = ImageSink(request.frames)
         progress.start("decode", request.frames)
         decode_video(models, residency, video, sink, progress)

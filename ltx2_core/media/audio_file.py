@@ -56,7 +56,7 @@ def read_audio(path: Path, longest: float, setting: str = "audio") -> AudioClip:
                     raise SettingError(setting, path, "has no audio stream", _FIX)
                 reading = _Reading(container, longest)
                 sound = reading.sound()
-        except SettingError:
+        except (SettingError, MemoryError):
             raise
         except _Unusable as error:
             raise SettingError(setting, path, str(error), _FIX) from error

@@ -22,7 +22,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ..errors import LTX2Error, OutputError, SettingError
+from ..errors import LTX2Error, OutputError, SettingError, is_out_of_memory
 from ..limits import checked
 from ..plain_text import LONGEST_REPORT, json_text
 from ..types import AudioClip
@@ -366,7 +366,7 @@ class Mp4Writer:
             yield
         except (OSError, av.FFmpegError) as error:
             self.abort()
-            if isinstance(error, LTX2Error):
+            if isinstance(error, LTX2Error) or is_out_of_memory(error):
                 raise
             raise output_error(self._setting, self.path, error) from error
         except BaseException:

@@ -113,7 +113,7 @@ def read_picture(path: Path, setting: str = "image", as_shown: bool = True) -> P
             with Image.open(file) as image:
                 _check_size(image.width, image.height, setting, path)
                 picture = _converted(image, as_shown, shown_name(path))
-        except SettingError:
+        except (SettingError, MemoryError):
             raise
         except _UnknownRange as error:
             fix = "Save it with 8 or 16 bits, or with floating point values from 0 to 1."

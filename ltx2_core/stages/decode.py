@@ -14,12 +14,16 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from ..errors import NotFiniteError
+from ..finite import Suspect, check_finite
 from ..media.audio import for_clip, with_clipping_said
 from ..media.sink import FrameSink
+from ..models.video_vae.decoder import NotFinitePixels
 from ..protocols import Models, Progress, Residency
 from ..recipes import AudioSource
 from ..request import GenerationRequest
 from ..types import AudioClip, Component, LatentPair, Phase
+from .causes import of_files, of_input
 
 
 def decode(
@@ -37,6 +41,9 @@ def decode(
     size = request.size
     progress.start("decode", size.frames)
     try:
+        check_finite(
+            "decoding", Suspect("the latent that was given", of_input("LATENT"), (latents.video, latents.audio))
+        )
         with residency.measure("decode"):
             audio = decode_audio(models, residency, request, latents.audio)
             sink.open(size.width, size.height, request.fps, audio.sampling_rate)
@@ -58,11 +65,24 @@ def decode_video(models: Models, residency: Residency, latent: Tensor, sink: Fra
         pieces = decoder.decode_frames(latent.to(device=residency.device, dtype=models.dtype))
         # Closed also where the sink or the progress raises: until the traceback is gone, it would keep the activations
         with closing(pieces), closing(_on_host(pieces, residency.device)) as arriving:
-            for frames in arriving:
+            for frames in _finite(arriving, models):
                 residency.moved(d2h_bytes=frames.numel() if residency.device.type != "cpu" else 0)
                 sink.frames(frames)
                 done += frames.shape[0]
                 progress.step("decode", done)
+
+
+def _finite(frames: Iterator[Tensor], models: Models) -> Iterator[Tensor]:
+    """The same; pixels that were no numbers, which bytes do not show, are an error after the last of them.
+
+    Raises:
+        NotFiniteError: the decoder watches what it makes.
+    """
+    try:
+        yield from frames
+    except NotFinitePixels as error:
+        cause = of_files(models, "video_vae", "checkpoint")
+        raise NotFiniteError("decoding", "the picture that the video decoder makes", cause) from error
 
 
 def _on_host(pieces: Iterator[Tensor], device: torch.device) -> Generator[Tensor, None, None]:
@@ -98,7 +118,9 @@ def decode_audio(models: Models, residency: Residency, request: GenerationReques
     The vocoder runs in float32 by default.
     """
     if request.audio is not None and request.effective_audio_source is AudioSource.INPUT:
-        return for_clip(request.audio, request.seconds)
+        clip = for_clip(request.audio, request.seconds)
+        check_finite("decoding", Suspect("the given sound", of_input("sound"), (clip.waveform,)))
+        return clip
     with residency.use(Component.AUDIO_DECODER, Phase.DECODE) as decoder:
         mel = decoder.decode(latent.to(device=residency.device, dtype=models.dtype))
     with residency.use(Component.VOCODER, Phase.DECODE) as vocoder:
@@ -111,6 +133,13 @@ def decode_audio(models: Models, residency: Residency, request: GenerationReques
                 weights = {name: value.to(models.dtype) for name, value in vocoder.state_dict().items()}
                 waveform = functional_call(vocoder, weights, (mel.to(models.dtype),), strict=False)
         rate: int = vocoder.sampling_rate
+    cause = of_files(models, "audio_vae", "checkpoint")
+    check_finite(
+        "decoding",
+        Suspect("the sound that the vocoder makes", cause, (waveform,)),
+        Suspect("the latent that was given", of_input("LATENT"), (latent,)),
+        Suspect("the spectrogram that the audio decoder makes", cause, (mel,)),
+    )
     return with_clipping_said(AudioClip(waveform.to(device="cpu", dtype=torch.float32), rate))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..finite import Suspect, check_finite
 from ..models.transformer.graphs import GraphedCalls
 from ..models.transformer.positions import audio_positions, video_positions
 from ..protocols import Models, Progress, Residency, Watching
@@ -21,7 +22,8 @@ from ..sampling.noise import add_noise
 from ..sampling.res_2s import res_2s_loop
 from ..sampling.state import StreamState, audio_tokens, from_tokens, video_tokens
 from ..types import Component, LatentPair, Phase, PromptContext
-from .condition import apply_images, encode_images, encode_sound, round_positions
+from .causes import of_denoising, of_files, of_input
+from .condition import EncodedImage, apply_images, encode_images, encode_sound, round_positions
 from .plan import StagePlan, plan_stages, stage_generator
 
 LOOPS = {"euler": euler_loop, "gradient_estimation": gradient_estimation_loop, "res_2s": res_2s_loop}
@@ -49,6 +51,7 @@ def denoise_stage(
     with residency.measure(stage):
         images = encode_images(models, residency, request, plan.size)
         video, audio = _initial_states(models, residency, request, plan, initial)
+        start = audio.latent
         video = apply_images(models, request, plan, video, images)
         generator = stage_generator(plan_stages(models, request), plan.phase, request.seed, residency.device)
         video = add_noise(video, generator, plan.noise_scale, revision)
@@ -81,8 +84,32 @@ def denoise_stage(
                 model = seen = _Seen(model, plan, partial(progress.preview, stage))
             loop = LOOPS[request.recipe.sampler]
             video, audio = loop(model, video, audio, plan.sigmas, on_step)
+        result = LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
+        _check(models, request, plan, result, [*_given(positive, negative, initial), *_encoded(models, images, start)])
     progress.finish(stage)
-    return LatentPair(from_tokens(video.latent, plan.video), from_tokens(audio.latent, plan.audio))
+    return result
+
+
+def _check(
+    models: Models, request: GenerationRequest, plan: StagePlan, result: LatentPair, before: Sequence[Suspect]
+) -> None:
+    """Raises :class:`NotFiniteError`; asks the device once, behind the last step."""
+    cause, stage = of_denoising(models, request, plan), plan.phase.value.replace("_", " ")
+    check_finite(stage, Suspect("the latent of video and sound", cause, (result.video, result.audio)), *before)
+
+
+def _given(positive: PromptContext, negative: PromptContext | None, initial: LatentPair | None) -> Iterator[Suspect]:
+    for name, context in (("positive", positive), ("negative", negative)):
+        if context is not None:
+            yield Suspect(f"the {name} prompt's embedding", of_input("CONDITIONING"), (context.video, context.audio))
+    if initial is not None:
+        yield Suspect("the latent that was given", of_input("LATENT"), (initial.video, initial.audio))
+
+
+def _encoded(models: Models, images: Sequence[EncodedImage], sound: Tensor) -> Iterator[Suspect]:
+    cause = of_files(models, "video_vae", "checkpoint")
+    yield Suspect("an image's latent", cause, tuple(image.tokens for image in images))
+    yield Suspect("the given sound's latent", of_files(models, "audio_vae", "checkpoint"), (sound,))
 
 
 def _compared_with(

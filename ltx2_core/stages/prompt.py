@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import lcm
 
 from torch import Tensor
 
+from ..finite import Suspect, check_finite
 from ..models.text.connector import TEXT_TOKENS
 from ..models.text.gemma import gemma_states
 from ..plain_text import plain
 from ..protocols import Models, Progress, Residency
 from ..types import Component, Phase, PromptContext
+from .causes import of_files, of_input
 
 logger = logging.getLogger("ltx2.prompt")
 
@@ -45,6 +47,7 @@ def encode_prompts(
                 context: PromptContext = connector(hidden)
                 contexts[prompt] = replace(context, notices=(notices[prompt],)) if prompt in notices else context
                 progress.step("text", len(states) + len(contexts))
+        _check(models, contexts.values(), states)
     progress.finish("text")
     return [contexts[prompt] for prompt in prompts]
 
@@ -69,6 +72,20 @@ def connect_text(
         context: PromptContext = connector.connect(
             video, audio, max(TEXT_TOKENS, -(-len(video) // registers) * registers)
         )
+        given = Suspect("the given text embedding", of_input("CONDITIONING"), (video, audio))
+        _check_contexts(models, [context], given)
         progress.step("text", 1)
     progress.finish("text")
     return context
+
+
+def _check(models: Models, contexts: Iterable[PromptContext], states: Sequence[Tensor]) -> None:
+    encoder = Suspect("what the text encoder makes of the prompt", of_files(models, "gemma"), tuple(states))
+    _check_contexts(models, contexts, encoder)
+
+
+def _check_contexts(models: Models, contexts: Iterable[PromptContext], before: Suspect) -> None:
+    """Raises :class:`NotFiniteError` before anything is made of such embeddings."""
+    cause = of_files(models, "text_projection", "checkpoint")
+    tensors = tuple(tensor for context in contexts for tensor in (context.video, context.audio))
+    check_finite("text encoding", Suspect("the prompt's embedding", cause, tensors), before)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ..finite import Suspect, check_finite
 from ..protocols import Models, Progress, Residency
 from ..types import Component, LatentPair, Phase
+from .causes import of_files, of_input
 
 
 def upsample(models: Models, residency: Residency, latents: LatentPair, progress: Progress) -> LatentPair:
@@ -19,7 +21,12 @@ def upsample(models: Models, residency: Residency, latents: LatentPair, progress
             residency.use(Component.UPSAMPLER, Phase.UPSAMPLE) as upsampler,
         ):
             statistics = encoder.per_channel_statistics
-            video = statistics.normalise(upsampler(statistics.denormalise(video)))
+            result = statistics.normalise(upsampler(statistics.denormalise(video)))
+        check_finite(
+            "upsampling",
+            Suspect("the upsampled latent", of_files(models, "upsampler", "video_vae", "checkpoint"), (result,)),
+            Suspect("the latent that was given", of_input("LATENT"), (video,)),
+        )
         progress.step("upsample", 1)
     progress.finish("upsample")
-    return LatentPair(video, latents.audio)
+    return LatentPair(result, latents.audio)

@@ -37,7 +37,7 @@ CONTRACTS = {
     f"ltx2_core.{name}"
     for name in (
         *("types", "protocols", "errors", "recipes", "recipe_choice", "request"),
-        *("limits", "plain_text", "whole_file"),
+        *("limits", "plain_text", "whole_file", "finite"),
     )
 }
 SEES_NO_CONTRACTS = {"device_manager", ""}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import BandwidthConfig, VocoderConfig
-from .generator import Generator
+from .generator import Generator, bounded
 
 LOG_FLOOR = 1e-5
 
@@ -91,7 +91,7 @@ class BandwidthExtendedVocoder(nn.Module):
         waveform = F.pad(waveform, (0, -samples % self.config.hop_length))
         residual: Tensor = self.bwe_generator(self.mel_stft(waveform))
         extended = residual + resample(waveform, self.config.factor)
-        return extended[..., : samples * self.config.factor].clamp(-1.0, 1.0)
+        return bounded(extended[..., : samples * self.config.factor])
 
 
 def resample(waveform: Tensor, factor: int) -> Tensor:

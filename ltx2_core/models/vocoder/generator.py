@@ -135,10 +135,19 @@ class Generator(nn.Module):
 
     def _bounded(self, waveform: Tensor) -> Tensor:
         if self.config.final_activation is FinalActivation.TANH:
-            return torch.tanh(waveform)
+            return _still_infinite(torch.tanh(waveform), waveform)
         if self.config.final_activation is FinalActivation.CLAMP:
-            return waveform.clamp(-1.0, 1.0)
+            return bounded(waveform)
         return waveform
+
+
+def bounded(waveform: Tensor) -> Tensor:
+    """In [-1, 1], and NaN where it was infinite: a damaged file shall not pass as full volume."""
+    return _still_infinite(waveform.clamp(-1.0, 1.0), waveform)
+
+
+def _still_infinite(limited: Tensor, waveform: Tensor) -> Tensor:
+    return limited.add_(waveform - waveform)
 
 
 def _apart(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
