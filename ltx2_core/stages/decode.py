@@ -8,7 +8,7 @@ a thread.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from ..media.audio import for_clip
 from ..media.sink import FrameSink
+from ..models.repeatable import RepeatableConvolutions
 from ..protocols import Models, Progress, Residency
 from ..recipes import AudioSource
 from ..request import GenerationRequest
@@ -103,7 +104,7 @@ def decode_audio(models: Models, residency: Residency, request: GenerationReques
         mel = decoder.decode(latent.to(device=residency.device, dtype=models.dtype))
     with residency.use(Component.VOCODER, Phase.DECODE) as vocoder:
         # Some of cuDNN's transposed convolutions add in random order: the same latent gave other samples (by 0.2%)
-        with _deterministic_convolutions():
+        with RepeatableConvolutions():
             if request.revision.fp32_vocoder:
                 waveform = vocoder(mel.float())
             else:
@@ -112,13 +113,3 @@ def decode_audio(models: Models, residency: Residency, request: GenerationReques
                 waveform = functional_call(vocoder, weights, (mel.to(models.dtype),), strict=False)
         rate: int = vocoder.sampling_rate
     return AudioClip(waveform.to(device="cpu", dtype=torch.float32), rate)
-
-
-@contextmanager
-def _deterministic_convolutions() -> Iterator[None]:
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import CheckpointError, ConfigError
+from ..meta_device import OnMeta
 from ..scaled_weights import FP8_NAME, ScaledWeights, ScaledWeightsError, dequantised
 from .gemma_config import GemmaConfig, GemmaSizes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
@@ -118,7 +119,7 @@ class GemmaSource:
 
         Those that are stored in fp8 are dequantised there, one by one.
         """
-        with torch.device("meta"):
+        with OnMeta():
             model = _text_model(self.config)
         model.load_state_dict(self._read(dtype, torch.device(device)), strict=True, assign=True)
         _compute_buffers(model, torch.device(device))
