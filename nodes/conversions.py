@@ -18,12 +18,12 @@ from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.finite import finite
+from ..ltx2_core.limits import LONGEST_SECONDS
 from ..ltx2_core.media.audio import check_finite, given_sound
 from ..ltx2_core.media.image import given_picture
 from ..ltx2_core.media.mp4 import frame_rate
 from ..ltx2_core.recipes import Recipe, official_recipe
 from ..ltx2_core.request import GenerationRequest
-from ..ltx2_core.stages.validate import LONGEST_SECONDS
 from ..ltx2_core.types import AudioClip, ImageCondition, LatentPair, PromptContext
 from . import host
 from .handle import PipelineHandle

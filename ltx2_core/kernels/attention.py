@@ -11,8 +11,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import SettingError
 from .availability import chosen, fused
@@ -48,10 +48,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
             flash = _faster_flash(q.device, q.dtype, tuple(q.shape), keys)
             if flash is not None:
                 return flash(q, k, v)
-        elif queries <= FEW_QUERIES and keys >= MANY_KEYS and torch.version.hip is None:
-            with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-                return F.scaled_dot_product_attention(q, k, v)
+        elif queries <= FEW_QUERIES and keys >= MANY_KEYS and _torchs_flash_takes(q, k, v):
+            # By name: torch.nn.attention.sdpa_kernel switches the other kernels off for every thread in the process
+            out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+            return out
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _torchs_flash_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return torch.version.hip is None and can_use_flash_attention(SDPAParams(q, k, v, None, 0.0, False, False))
 
 
 def check_setting() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..models.meta_device import OnMeta
 from ..models.scaled_linear import FP8, quantise_into, scale_layers
 from ..models.scaled_weights import FP8_NAME, dequantised
 from ..types import Component
@@ -82,7 +83,7 @@ class ComponentSource:
         pieces = tuple(piece.without_scales() for piece in pieces)
         for piece in pieces:
             piece.file.require_plain(key for name, key in piece.names.items() if not piece.is_fp8(name))
-        with torch.device("meta"):
+        with OnMeta():
             module = create()
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         found = {name: piece.file.tensors[key].shape for piece in pieces for name, key in piece.names.items()}
@@ -113,7 +114,7 @@ class ComponentSource:
     def skeleton(self, dtype: torch.dtype) -> nn.Module:
         """The module on the meta device, for inference: floating-point tensors in ``dtype``, but for the weights of
         scaled layers and their scales."""
-        with torch.device("meta"):
+        with OnMeta():
             module = self.create().to(dtype)
         scale_layers(module, sorted(self.scaled), self.full_precision)
         return module.eval().requires_grad_(False)

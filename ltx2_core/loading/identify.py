@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -75,10 +75,18 @@ def identify_keys(tensors: Mapping[str, TensorInfo]) -> Identity:
         return Identity(FileKind.GEMMA)
     if any(".time_embed.emb." in f".{key}" or ".audio_proj_in." in f".{key}" for key in tensors):
         return Identity(FileKind.OTHER_MODEL, "LTX in diffusers' layout, with its renamed tensors")
-    for pattern, name in _OTHER_MODELS:
-        if any(re.search(rf"(^|\.){pattern}", key) for key in tensors):
-            return Identity(FileKind.OTHER_MODEL, name)
+    if name := other_model(tensors):
+        return Identity(FileKind.OTHER_MODEL, name)
     return Identity(FileKind.UNKNOWN)
+
+
+def other_model(keys: Iterable[str]) -> str | None:
+    """Which other model has such keys, in words."""
+    found = list(keys)
+    for pattern, name in _OTHER_MODELS:
+        if any(re.search(rf"(^|\.){pattern}", key) for key in found):
+            return name
+    return None
 
 
 def _identify_transformer(keys: Collection[str], root: str) -> Identity:

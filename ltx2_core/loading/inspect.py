@@ -168,13 +168,22 @@ def _describe(file: SafetensorsFile, identity: Identity) -> tuple[str | None, di
 
 
 def _lora_details(lora: LoRAFile) -> dict[str, Any]:
-    return {
+    facts = {
         "targets": len(lora.targets),
         "rank": list(lora.ranks),
         "alpha": lora.has_alpha,
         "parameters": lora.parameters,
         "left out": list(lora.skipped),
     }
+    said: dict[str, Any] = {
+        "alpha from": lora.alpha_source,
+        "stated alpha": sorted({t.stated for t in lora.targets.values() if t.stated is not None and not t.alpha}),
+        "rsLoRA": lora.statements.rank_stabilised,
+        "trainer": lora.statements.trainer,
+        "layers of no LTX-2 transformer": list(lora.unknown),
+        "note": list(lora.remarks),
+    }
+    return {**facts, **{name: value for name, value in said.items() if value}}
 
 
 def _fp8_details(file: SafetensorsFile) -> dict[str, Any]:

@@ -115,45 +115,7 @@ DIFFUSERS_TO_OFFICIAL: Mapping[str, str] = {
     "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
 }
 
-# Prefixes of LoRA keys, longest first where one contains another.
-LORA_PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.")
-UNDERSCORE_PREFIX = "lora_unet_"
-# Targets outside the DiT, official and diffusers names: they are left out, with a warning.
-LORA_TEXT_TARGETS = (
-    "text_embedding_projection.",
-    "text_embedding_projection_",
-    *CONNECTORS,
-    "connectors.",
-    "text_proj_in",
-    "video_text_proj_in",
-    "audio_text_proj_in",
-    "video_connector.",
-    "audio_connector.",
-    "lora_te",
-)
-
-# Ends of LoRA keys -> which of the three tensors it is
-LORA_ENDS: Mapping[str, str] = {
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".alpha": "alpha",
-}
-# Ends of keys of other adapter kinds -> their name
-OTHER_ADAPTERS: Mapping[str, str] = {
-    ".diff": "full weight differences (.diff)",
-    ".diff_b": "bias differences (.diff_b)",
-    ".dora_scale": "DoRA magnitudes",
-    ".lora_magnitude_vector": "DoRA magnitudes",
-    ".lora_magnitude_vector.weight": "DoRA magnitudes",
-    ".lora_B.bias": "LoRA biases",
-    ".lora_mid.weight": "LoCon tensors",
-    ".hada_w1_a": "LoHa tensors",
-    ".lokr_w1": "LoKr tensors",
-    ".lokr_w1_a": "LoKr tensors",
-    ".reshape_weight": "reshaped weights",
-}
+_TO_DIFFUSERS: Mapping[str, str] = {official: theirs for theirs, official in DIFFUSERS_TO_OFFICIAL.items()}
 
 _ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 _PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
@@ -174,6 +136,8 @@ _OUTER_LINEARS = (
 )
 _DOTTED: Mapping[str, str] = {name.replace(".", "_"): name for name in (*_BLOCK_LINEARS, *_OUTER_LINEARS)}
 _BLOCK = re.compile(r"transformer_blocks_(\d+)_(.+)")
+_BLOCK_LAYER = re.compile(rf"transformer_blocks\.[0-9]+\.({'|'.join(map(re.escape, _BLOCK_LINEARS))})")
+_OUTER_LAYERS = frozenset(_OUTER_LINEARS)
 
 
 def dotted_name(underscored: str) -> str:
@@ -187,3 +151,14 @@ def official_name(name: str) -> str:
     """A DiT module's official path, from that or from diffusers' path."""
     head, dot, rest = name.partition(".")
     return DIFFUSERS_TO_OFFICIAL.get(head, head) + dot + rest
+
+
+def is_layer(name: str) -> bool:
+    """Whether a path is one of a linear layer of some LTX-2 transformer: of either generation, and any block."""
+    return name in _OUTER_LAYERS or _BLOCK_LAYER.fullmatch(name) is not None
+
+
+def diffusers_name(name: str) -> str:
+    """diffusers' path of a DiT module, from the official one."""
+    head, dot, rest = name.partition(".")
+    return _TO_DIFFUSERS.get(head, head) + dot + rest

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..models.meta_device import OnMeta
 from ..models.scaled_linear import FP8, ScaledLinear, merge_into
 from .lora_file import LoRAFile, LoRATarget, LoRAWeights, check_fit
 
@@ -76,7 +77,9 @@ def _inject_layers(model: nn.Module, name: str, lora: LoRAFile) -> None:
             for number, path in members.items():
                 group.add_module(number, model.get_submodule(path))
             config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(members), init_lora_weights=False)
-            inject_adapter_in_model(config, group, adapter_name=name, low_cpu_mem_usage=True)
+            # Not low_cpu_mem_usage, which replaces nn.Module.register_parameter for every thread
+            with OnMeta():
+                inject_adapter_in_model(config, group, adapter_name=name)
             for number, path in members.items():
                 parent, _, child = path.rpartition(".")
                 setattr(model.get_submodule(parent), child, group.get_submodule(number))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..models.audio_vae.config import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
+from ..models.meta_device import OnMeta
 from ..models.scaled_linear import FP8, FP8_MAX
 from ..models.text.config import TextConfig
 from ..models.text.connector import TextConnector
@@ -194,7 +195,7 @@ class _Parts:
 
 
 def _build_parts(config: JSON, projection_inputs: int, generator: torch.Generator) -> _Parts:
-    with torch.device("meta"):
+    with OnMeta():
         parts = _Parts(
             transformer=LTXTransformer(TransformerConfig.from_metadata(config)),
             text=TextConnector(TextConfig.from_metadata(config, projection_inputs)),
@@ -217,7 +218,7 @@ def _build_parts(config: JSON, projection_inputs: int, generator: torch.Generato
 def _build_upsampler(config: JSON, generator: torch.Generator) -> nn.Module:
     kind = UpsamplerKind.X2_RATIONAL if config["rational_resampler"] else UpsamplerKind.X2
     sizes = (config[key] for key in ("in_channels", "mid_channels", "num_blocks_per_stage"))
-    with torch.device("meta"):
+    with OnMeta():
         upsampler = LatentUpsampler(UpsamplerConfig(kind, *sizes))
     return fill_random_(upsampler, generator)
 

@@ -26,8 +26,8 @@ from ..errors import LTX2Error, OutputError, SettingError, is_out_of_memory
 from ..limits import checked
 from ..plain_text import LONGEST_REPORT, json_text
 from ..types import AudioClip
-from .audio import fitted
 from ..whole_file import check_writable, followed, output_error, part_of, remove
+from .audio import fitted
 
 log = logging.getLogger("ltx2.media")
 

@@ -8,7 +8,7 @@ a thread.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..errors import NotFiniteError
 from ..finite import Suspect, check_finite
 from ..media.audio import for_clip, with_clipping_said
 from ..media.sink import FrameSink
+from ..models.repeatable import RepeatableConvolutions
 from ..models.video_vae.decoder import NotFinitePixels
 from ..protocols import Models, Progress, Residency
 from ..recipes import AudioSource
@@ -125,7 +126,7 @@ def decode_audio(models: Models, residency: Residency, request: GenerationReques
         mel = decoder.decode(latent.to(device=residency.device, dtype=models.dtype))
     with residency.use(Component.VOCODER, Phase.DECODE) as vocoder:
         # Some of cuDNN's transposed convolutions add in random order: the same latent gave other samples (by 0.2%)
-        with _deterministic_convolutions():
+        with RepeatableConvolutions():
             if request.revision.fp32_vocoder:
                 waveform = vocoder(mel.float())
             else:
@@ -141,13 +142,3 @@ def decode_audio(models: Models, residency: Residency, request: GenerationReques
         Suspect("the spectrogram that the audio decoder makes", cause, (mel,)),
     )
     return with_clipping_said(AudioClip(waveform.to(device="cpu", dtype=torch.float32), rate))
-
-
-@contextmanager
-def _deterministic_convolutions() -> Iterator[None]:
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before

@@ -14,6 +14,7 @@ import torch
 from ltx2_two_stage.ltx2_core.kernels import availability, frames
 from ltx2_two_stage.ltx2_core.kernels.frames import Edges
 from ltx2_two_stage.ltx2_core.loading.synthetic import fill_random_, tiny_config
+from ltx2_two_stage.ltx2_core.models.repeatable import RepeatableConvolutions
 from ltx2_two_stage.ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
 from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoVAEConfig, layout
 from ltx2_two_stage.ltx2_core.models.vocoder import VocoderConfig, build_vocoder
@@ -165,7 +166,7 @@ def test_a_whole_vocoder(cuda: torch.device) -> None:
     mel = numbers(cuda, 1, 2, 40, config.generator.mel_bins, dtype=torch.float32)
     exact = copy.deepcopy(vocoder).double()(mel.cpu().double()).to(cuda)
     vocoder.to(cuda)
-    with decode._deterministic_convolutions():
+    with RepeatableConvolutions():
         with eager():
             plain = error(vocoder(mel), exact)
         found = vocoder(mel)

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, is_out_of_memory
 from .stamp import Stamp
 
 _KINDS = (
@@ -101,7 +101,13 @@ def read_small(path: Path, setting: str, most: int) -> tuple[bytes, Stamp]:
 
 
 def unreadable(setting: str, path: Path, error: OSError, missing_fix: str = "Check the path.") -> CheckpointError:
-    """What a user reads where a file could not be opened or read."""
+    """What a user reads where a file could not be opened or read; memory that is out is not the file's fault.
+
+    Raises:
+        OSError: ``error`` itself, where it says that memory is out.
+    """
+    if is_out_of_memory(error):
+        raise error
     if isinstance(error, FileNotFoundError):
         return CheckpointError(setting, path, "does not exist", missing_fix)
     if isinstance(error, FileChanged):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import CheckpointError, ConfigError
+from ..meta_device import OnMeta
 from ..scaled_weights import FP8_NAME, dequantised
 from ..storage.header import TensorInfo, foreign
 from ..storage.json_text import parse_json
@@ -141,7 +142,7 @@ class GemmaSource:
             CheckpointError: a file changed since it was opened, or cannot be read.
         """
         self.check_unchanged()
-        with torch.device("meta"):
+        with OnMeta():
             model = _text_model(self.config)
         model.load_state_dict(self._read(dtype, torch.device(device)), strict=True, assign=True)
         _compute_buffers(model, torch.device(device))
