@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
 
 import torch
 
@@ -21,9 +20,8 @@ def of_files(models: Models, *roles: str) -> str:
     Args:
         roles: as in ``Models.file_names``, the likeliest first.
     """
-    names: Any = getattr(models, "file_names", {})
-    given = [PurePath(names[role]).name for role in roles if role in names]
-    files = " or ".join(dict.fromkeys(given or [PurePath(names.get("checkpoint", "the checkpoint")).name]))
+    given = dict.fromkeys(_file(models, role) for role in roles if role in models.file_names)
+    files = " or ".join(given or [_file(models, "checkpoint")])
     return _with_dtype(models, f"The likely cause is a damaged file: {files}. {_AGAIN}")
 
 
@@ -31,7 +29,7 @@ def of_denoising(models: Models, request: GenerationRequest, plan: StagePlan) ->
     """The transformer's file, a LoRA, its strength, the guidance, the dtype."""
     strengths = models.adapter_strengths(plan.phase, request.recipe.distilled_strength)
     loras = {role: PurePath(name).name for role, name in models.file_names.items() if "lora" in role}
-    causes = [f"a damaged file ({PurePath(models.file_names['checkpoint']).name})"]
+    causes = [f"a damaged file ({_file(models, 'checkpoint')})"]
     if any(strengths.values()):
         used = ", ".join(f"{strength:g}" for strength in strengths.values() if strength)
         causes.append(f"a LoRA ({', '.join(loras.values())}) that is damaged or too strong ({used})")
@@ -40,6 +38,11 @@ def of_denoising(models: Models, request: GenerationRequest, plan: StagePlan) ->
         causes.append(f"a cfg that is too high ({video.cfg:g} for video, {audio.cfg:g} for audio)")
     fix = "Try without LoRAs and with the preset's own numbers; if that fails too, download the checkpoint again."
     return _with_dtype(models, f"Likely causes: {', or '.join(causes)}. {fix}")
+
+
+def _file(models: Models, role: str) -> str:
+    """A file's name; weights that come from no file are called by their role."""
+    return PurePath(models.file_names.get(role, f"the {role}")).name
 
 
 def of_input(name: str) -> str:
