@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from .errors import SettingError
 from .types import CrossTimestepRule, Guidance, StreamGuidance
+
+# ComfyUI's own bound for LoRAs. Sliders are made for 5 to 10 at most; a hundred times a LoRA is noise, not a picture
+STRONGEST_LORA = 100.0
 
 
 class AudioSource(str, Enum):
@@ -185,3 +189,19 @@ def official_recipe(name: str, generation: str, num_layers: int | None = None) -
         raise SettingError("generation", generation, "has no official recipe", "Choose 2.0 or 2.3.")
     recipe = RECIPES[generation][name]
     return recipe if num_layers is None else recipe.inside(num_layers)
+
+
+def check_lora_strength(setting: str, strength: float) -> float:
+    """The strength, once it is found to be one.
+
+    Raises:
+        SettingError: no finite number, or beyond :data:`STRONGEST_LORA`.
+    """
+    fix = "1 applies the LoRA as it was made, 0 not at all."
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)):
+        raise SettingError(setting, strength, "must be a number", fix)
+    if isinstance(strength, float) and not math.isfinite(strength):
+        raise SettingError(setting, strength, "must be a finite number", fix)
+    if not -STRONGEST_LORA <= strength <= STRONGEST_LORA:
+        raise SettingError(setting, strength, f"must be from {-STRONGEST_LORA:g} to {STRONGEST_LORA:g}", fix)
+    return float(strength)

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 from ..ltx2_core.errors import LTX2Error
 from ..ltx2_core.loading.lora_file import LoRAFile
 from ..ltx2_core.loading.model_set import LoRASource, Stage
+from ..ltx2_core.recipes import STRONGEST_LORA
 from . import host
 from .handle import PipelineHandle
 from .model_choice import existing
@@ -20,7 +21,6 @@ from .sockets import CATEGORY, pipeline_input, pipeline_output
 
 FOLDERS = ("loras",)
 STAGES: Mapping[str, Stage] = {"both": "both", "stage 1": "1", "stage 2": "2"}
-_STRONGEST = 100.0
 
 
 class LoRA(io.ComfyNode):
@@ -44,8 +44,8 @@ class LoRA(io.ComfyNode):
                 io.Float.Input(
                     "strength",
                     default=1.0,
-                    min=-_STRONGEST,
-                    max=_STRONGEST,
+                    min=-STRONGEST_LORA,
+                    max=STRONGEST_LORA,
                     step=0.01,
                     tooltip="How strongly it acts: 1 as it was made, 0 not at all.",
                 ),

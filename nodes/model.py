@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.recipe_choice import RecipeChoice
-from ..ltx2_core.recipes import RECIPE_NAMES
+from ..ltx2_core.recipes import RECIPE_NAMES, check_lora_strength
 from ..ltx2_core.types import Phase
 from .handle import PipelineHandle
 from .native_model import native_model
@@ -55,6 +55,8 @@ class Model(io.ComfyNode):
     ) -> io.NodeOutput:
         models = pipeline.pipeline.models
         strength = pipeline.chosen(recipe or RecipeChoice(preset)).distilled_strength
+        for value in strength:
+            check_lora_strength("distilled-strength", value)
         phase = Phase.STAGE_1 if stage == STAGE_1 else Phase.STAGE_2
         if strength[phase is Phase.STAGE_2] and not models.has_distilled_lora:
             fix = "Choose one in LTX-2 Loader, or the distilled preset for a checkpoint that is distilled itself."

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.protocols import Progress
 from ..ltx2_core.recipe_choice import RecipeChoice
-from ..ltx2_core.recipes import AudioSource
+from ..ltx2_core.recipes import AudioSource, check_lora_strength
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.sampling.guidance import needs_negative
 from ..ltx2_core.stages.decode import decode_audio, decode_video
@@ -196,6 +196,7 @@ class LoRASwitch(io.ComfyNode):
 
     @classmethod
     def execute(cls, pipeline: PipelineHandle, stage: str, strength: float) -> io.NodeOutput:
+        check_lora_strength("strength", strength)
         first, second = pipeline.distilled_strength
         strengths = (strength, second) if stage == STAGE_1 else (first, strength)
         phase = Phase.STAGE_1 if stage == STAGE_1 else Phase.STAGE_2

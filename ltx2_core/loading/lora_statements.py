@@ -98,7 +98,7 @@ class LoRAStatements:
         found = _Found()
         objects = {}
         for name, text in metadata.items():
-            if _is_object(name, text) or (text[:1] in "{[" and any(mark in text for mark in _MARKS)):
+            if _is_object(name, text) or _may_mark(name, text):
                 objects[name] = found.parse(name, text, needed=_is_object(name, text))
         for known in _OBJECTS:
             for name, value in objects.items():
@@ -283,6 +283,12 @@ class _Found:
         if found and known not in self.patterns:
             self.patterns[known] = found
             self.sources[known] = source
+
+
+def _may_mark(name: str, text: str) -> bool:
+    """Whether a JSON entry that is none of the known ones may say that the file is an IC-LoRA."""
+    looked_at = f"{name} {text[:_LONGEST_JSON]}".lower()
+    return text[:1] in "{[" and any(mark in looked_at for mark in _MARKS)
 
 
 def _is_object(name: str, text: str) -> bool:

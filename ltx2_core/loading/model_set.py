@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +28,7 @@ from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import VocoderConfig, build_vocoder
 from ..plain_text import LONGEST_LINE, plain
+from ..recipes import check_lora_strength
 from ..types import AudioGeometry, Component, Phase, ScaleFactors
 from .checkpoint import SafetensorsFile
 from .component_source import ComponentSource, Piece
@@ -332,8 +332,7 @@ _FROM_PARTS = (
 
 def _check_loras(loras: tuple[LoRASource, ...]) -> None:
     for lora in loras:
-        if not math.isfinite(lora.strength):
-            raise SettingError("lora strength", lora.strength, "must be a finite number", "1 applies the LoRA as made.")
+        check_lora_strength("lora strength", lora.strength)
         if lora.stage not in ("1", "2", "both"):
             raise SettingError("lora stage", lora.stage, "is not a stage", "Choose 1, 2 or both.")
 

@@ -9,7 +9,7 @@ from ..errors import SettingError
 from ..media.image import load_image
 from ..models.kernel_settings import check_kernel_settings
 from ..protocols import Models
-from ..recipes import SAMPLERS, AudioSource, Recipe
+from ..recipes import SAMPLERS, AudioSource, Recipe, check_lora_strength
 from ..request import GenerationRequest
 from ..sampling.res_2s import LAST_SIGMA
 from ..sampling.schedules import fixed_sigmas
@@ -100,8 +100,7 @@ def check_recipe(recipe: Recipe, num_layers: int) -> None:
     for name, guidance in (("video-guidance", recipe.guidance.video), ("audio-guidance", recipe.guidance.audio)):
         check_guidance(name, guidance, num_layers)
     for strength in recipe.distilled_strength:
-        if not math.isfinite(strength):
-            raise SettingError("distilled-strength", strength, "must be a finite number", "The official value is 1.")
+        check_lora_strength("distilled-strength", strength)
 
 
 def check_sigmas(setting: str, sigmas: tuple[float, ...], sampler: str) -> None:
