@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..plain_text import plain
-from .checkpoint import SafetensorsFile
+from .checkpoint import PLAIN_DTYPES, SafetensorsFile
 from .identify import other_model
 from .keymaps import diffusers_name
 from .listing import some
@@ -26,6 +26,8 @@ logger = logging.getLogger("ltx2.loading")
 _LONGEST_NOTICE = 400  # characters: a few lines on a node
 _PLAIN_LORA = "Use a plain LoRA file for LTX-2, with lora_A/lora_B or lora_down/lora_up matrices."
 _SAVE_AGAIN = "Save the LoRA again with sound metadata, or with an .alpha tensor for each layer."
+# Trainers that took alpha from an integer setting have stored it as one
+_ALPHA_DTYPES = PLAIN_DTYPES | {"I8", "U8", "I16", "I32", "I64"}
 _NAMED_IC_LORA = re.compile(r"(?<![a-z])ic[-_ ]?lora", re.IGNORECASE)
 
 
@@ -158,7 +160,7 @@ class LoRAFile:
             CheckpointError: the file changed, or holds numbers that are not finite.
         """
         matrices = self.file.read([key for t in self.targets.values() for key in (t.down, t.up)], device, dtype)
-        scalars = self.file.read([t.alpha for t in self.targets.values() if t.alpha], "cpu", torch.float32)
+        scalars = dict(self.file.each([t.alpha for t in self.targets.values() if t.alpha]))
         alphas = {name: float(scalars[t.alpha]) for name, t in self.targets.items() if t.alpha}
         self._check_finite(matrices, alphas)
         return {
@@ -254,6 +256,10 @@ def _target(name: str, layer: _Layer, file: SafetensorsFile) -> LoRATarget:
     alpha = keys.get("alpha")
     if alpha is not None and file.tensors[alpha].shape not in ((), (1,)):
         raise file.error(f"has an alpha that is no single number at {shown}", _PLAIN_LORA)
+    if alpha is not None and file.tensors[alpha].dtype not in _ALPHA_DTYPES:
+        raise file.error(
+            f"has an alpha of a dtype that is not read ({file.tensors[alpha].dtype}) at {shown}", _SAVE_AGAIN
+        )
     return LoRATarget(keys["down"], keys["up"], alpha, down[0], down[1], up[0])
 
 
@@ -339,7 +345,7 @@ def check_fit(lora: LoRAFile, layers: Mapping[str, tuple[int, int]], generation:
         details.append(f"{len(wrong)} have another size ({some(wrong)})")
     if other:
         details.append(f"it looks like a LoRA for LTX-{other}")
-    raise CheckpointError(lora.file.setting, lora.path, "; ".join(details), _fix(generation, other, strange, absent))
+    raise CheckpointError(lora.file.setting, lora.path, "; ".join(details), _fix(generation, other, strange))
 
 
 def _named(strange: Sequence[str]) -> str:
@@ -349,9 +355,9 @@ def _named(strange: Sequence[str]) -> str:
     return f"{shown}: names of {model}" if model else shown
 
 
-def _fix(generation: str, other: str | None, strange: Sequence[str], absent: Sequence[str]) -> str:
+def _fix(generation: str, other: str | None, strange: Sequence[str]) -> str:
     if strange:
         return "Use a LoRA that was trained for LTX-2, with the names of its layers."
     if other:
         return f"Use a LoRA made for LTX-{generation}, or an LTX-{other} checkpoint."
-    return f"Use a LoRA made for LTX-{generation}." if absent else "Use a LoRA made for this checkpoint."
+    return f"Use a LoRA made for a checkpoint of this size and generation (LTX-{generation})."

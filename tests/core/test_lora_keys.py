@@ -239,6 +239,27 @@ def test_numbers_that_are_not_finite_are_found_when_matrices_are_read(
     assert "Use a sound copy" in message
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.bfloat16, torch.float64])
+def test_an_alpha_may_be_a_whole_number(tmp_path: Path, dtype: torch.dtype) -> None:
+    for shape in ((), (1,)):
+        found = opened(tmp_path, {**GOOD, f"diffusion_model.{TO_Q}.alpha": torch.full(shape, 6, dtype=dtype)})
+        assert found.read("cpu", torch.float32)[TO_Q].alpha == 6.0
+
+
+def test_an_alpha_of_another_dtype_is_refused_from_the_header(tmp_path: Path) -> None:
+    alpha = torch.ones((), dtype=torch.float8_e4m3fn)
+    with pytest.raises(CheckpointError, match="an alpha of a dtype that is not read"):
+        opened(tmp_path, {**GOOD, f"diffusion_model.{TO_Q}.alpha": alpha})
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_a_block_that_no_generation_has_is_not_blamed_on_one(tmp_path: Path, generation: str) -> None:
+    found = opened(tmp_path, {**GOOD, **pair("diffusion_model.transformer_blocks.99.attn1.to_q")})
+    with pytest.raises(CheckpointError, match=r"1 of its 2 targets fit.*1 are no layers of it") as caught:
+        check_fit(found, LAYERS, generation)
+    assert "looks like" not in str(caught.value) and "an LTX-" not in str(caught.value)
+
+
 def test_numbers_too_large_for_the_models_dtype_are_found(tmp_path: Path) -> None:
     found = opened(tmp_path, {name: tensor * 1e6 for name, tensor in GOOD.items()})
     assert found.read("cpu", torch.bfloat16)
