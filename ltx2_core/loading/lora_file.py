@@ -18,7 +18,7 @@ from .checkpoint import PLAIN_DTYPES, SafetensorsFile
 from .identify import other_model
 from .keymaps import diffusers_name
 from .listing import some
-from .lora_keys import WHOLE, LoRAKey, is_layer, other_part, parse_key
+from .lora_keys import PREFIXES, WHOLE, LoRAKey, is_layer, other_part, parse_key
 from .lora_statements import LARGEST_SCALE, LoRAStatements, StatementProblem
 
 logger = logging.getLogger("ltx2.loading")
@@ -309,7 +309,8 @@ def _stated(
 
 def _spellings(name: str, written: str) -> tuple[str, ...]:
     """What a pattern in the metadata may call a layer."""
-    return tuple(dict.fromkeys((written, name, diffusers_name(name))))
+    bare = dict.fromkeys((written, name, diffusers_name(name)))
+    return tuple(prefix + path for path in bare for prefix in ("", *PREFIXES[:4]))
 
 
 def check_fit(lora: LoRAFile, layers: Mapping[str, tuple[int, int]], generation: str) -> tuple[str, ...]:

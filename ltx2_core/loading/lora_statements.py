@@ -102,8 +102,8 @@ class LoRAStatements:
                 objects[name] = found.parse(name, text, needed=_is_object(name, text))
         for known in _OBJECTS:
             for name, value in objects.items():
-                if name.lower() == known and isinstance(value, dict):
-                    found.take_object(name, value)
+                if name.lower() == known:
+                    found.take_object(name, _as_fields(value))
         found.take_plain(metadata)
         return cls(
             alpha=found.numbers.get("alpha"),
@@ -283,6 +283,14 @@ class _Found:
         if found and known not in self.patterns:
             self.patterns[known] = found
             self.sources[known] = source
+
+
+def _as_fields(value: Any) -> Mapping[str, Any]:
+    """An object, also from the list of ``name=value`` that a command line had."""
+    if isinstance(value, list):
+        pairs = (text.partition("=") for text in value if isinstance(text, str))
+        return {name.strip(): stated for name, _, stated in pairs}
+    return value if isinstance(value, dict) else {}
 
 
 def _may_mark(name: str, text: str) -> bool:

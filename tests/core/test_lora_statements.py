@@ -69,6 +69,11 @@ STATED: dict[str, tuple[Metadata, tuple[float, float]]] = {
     "kohya-none": ({"ss_network_dim": "4", "ss_network_alpha": "None", "ss_network_args": "None"}, (1, 1)),
     "kohya-zero-is-the-rank": ({"ss_network_alpha": "0"}, (1, 1)),
     "kohya-arguments": ({"ss_network_args": json.dumps({"alpha": "8", "conv_alpha": "1"})}, (2, 2)),
+    "kohya-list-of-arguments": ({"ss_network_args": json.dumps(["alpha=8", "loraplus_lr_ratio=4"])}, (2, 2)),
+    "pattern-with-the-models-prefix": (
+        adapter(alpha_pattern={f"diffusion_model.{TO_Q}": 8, f"transformer.{TO_K}": 2}),
+        (2, 0.5),
+    ),
     "onetrainer": ({"ot_config": json.dumps({"lora_rank": 4, "lora_alpha": 8, "optimizer": {"alpha": 0.9}})}, (2, 2)),
     "plain-entries": ({"rank": "4", "lora_alpha": "8"}, (2, 2)),
     "plain-r": ({"r": "4", "alpha": "2"}, (0.5, 0.5)),
