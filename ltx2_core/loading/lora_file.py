@@ -280,6 +280,12 @@ def _with_alphas(
     if _NAMED_IC_LORA.search(file.path.stem):
         remarks.append("its name says IC-LoRA, which needs a reference video; it acts as a plain LoRA here.")
     found = dict(targets)
+    if _is_converted(statements, targets):
+        remarks.append(
+            f"its trainer saves alpha with each layer, and this file was converted without; {statements.source} is not "
+            "used, since converters multiply the matrices by it."
+        )
+        return found, tuple(remarks)
     differing: list[str] = []
     for name in open_ones:
         names = _spellings(name, layers[name].written)
@@ -290,6 +296,16 @@ def _with_alphas(
         count = f"the metadata states another rank than the matrices of {len(differing)} layers have"
         remarks.append(f"{count}: {some(differing, 2)}; alpha is divided by the matrices' rank.")
     return found, tuple(remarks)
+
+
+def _is_converted(statements: LoRAStatements, targets: Mapping[str, LoRATarget]) -> bool:
+    """Whether a tool for other programs has put alpha into the matrices, and kept the metadata as it was.
+
+    Trainers of kohya's family save lora_down, lora_up and alpha; their converters to lora_A and lora_B drop the last.
+    """
+    return statements.saves_scalars and all(
+        target.alpha is None and ".lora_A" in target.down for target in targets.values()
+    )
 
 
 def _stated(

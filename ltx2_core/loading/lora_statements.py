@@ -78,6 +78,7 @@ class LoRAStatements:
         source: entry that states alpha, or "".
         trainer: what wrote the file, or "".
         reference: entry that marks an IC-LoRA, or "".
+        saves_scalars: alpha is stated by a trainer of kohya's family, which saves an .alpha with every layer as well.
         problems: what is wrong with the entries that state alpha, as rests of sentences.
     """
 
@@ -90,6 +91,7 @@ class LoRAStatements:
     source: str = ""
     trainer: str = ""
     reference: str = ""
+    saves_scalars: bool = False
     problems: tuple[str, ...] = ()
 
     @classmethod
@@ -115,6 +117,7 @@ class LoRAStatements:
             source=found.sources.get("alpha") or found.sources.get("alpha_pattern", ""),
             trainer=_trainer(metadata),
             reference=_reference(metadata, objects),
+            saves_scalars=found.sources.get("alpha", "").startswith("ss_") and "ss_network_module" in metadata,
             problems=tuple(found.problems),
         )
 

@@ -65,7 +65,7 @@ STATED: dict[str, tuple[Metadata, tuple[float, float]]] = {
     "peft-config-by-name": ({"peft_config": json.dumps({"my_style": {"r": 4, "lora_alpha": 8}})}, (2, 2)),
     "lora-config": ({"lora_config": json.dumps({"rank": 4, "alpha": 8})}, (2, 2)),
     "config": ({"config": json.dumps({"peft_type": "LORA", "lora_alpha": 8})}, (2, 2)),
-    "kohya": ({"ss_network_dim": "4", "ss_network_alpha": "2.0", "ss_network_module": "networks.lora"}, (0.5, 0.5)),
+    "kohya": ({"ss_network_dim": "4", "ss_network_alpha": "2.0"}, (0.5, 0.5)),
     "kohya-none": ({"ss_network_dim": "4", "ss_network_alpha": "None", "ss_network_args": "None"}, (1, 1)),
     "kohya-zero-is-the-rank": ({"ss_network_alpha": "0"}, (1, 1)),
     "kohya-arguments": ({"ss_network_args": json.dumps({"alpha": "8", "conv_alpha": "1"})}, (2, 2)),
@@ -190,6 +190,22 @@ def test_the_matrices_rank_counts_and_another_stated_one_is_said(tmp_path: Path)
     assert len(found.notices) == 1
     assert "another rank than the matrices of 2 layers" in found.notices[0] and "stated 16, is 4" in found.notices[0]
     assert not LoRAFile.open(lora(tmp_path, adapter(r=16)), "lora").notices  # alpha is the rank, whatever that is
+
+
+def test_a_converted_file_of_kohyas_family_has_alpha_in_its_matrices(tmp_path: Path) -> None:
+    """musubi's converter for LTX-2 multiplies the matrices, drops .alpha and keeps the metadata."""
+    metadata = {"ss_network_module": "networks.lora_ltx2", "ss_network_alpha": "8", "ss_network_dim": "4"}
+    path = lora(tmp_path, metadata, prefix="diffusion_model.")
+    assert scales(path) == (1, 1)
+    assert "ss_network_alpha is not used" in LoRAFile.open(path, "lora").notices[0]
+    assert scales(lora(tmp_path, metadata, {TO_Q: 8.0, TO_K: 8.0})) == (2, 2)
+    tensors = {
+        f"lora_unet_{name.replace('.', '_')}.lora_{end}.weight": torch.ones(shape)
+        for name in (TO_Q, TO_K)
+        for end, shape in (("down", (RANK, 6)), ("up", (6, RANK)))
+    }
+    save_file(tensors, path, metadata)  # the trainer's own layout, which lost its scalars
+    assert scales(path) == (2, 2)
 
 
 def test_rslora_beside_tensors_is_said(tmp_path: Path) -> None:
