@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.limits import checked
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import RECIPE_NAMES
 from ..ltx2_core.types import Phase
@@ -55,6 +56,8 @@ class Model(io.ComfyNode):
     ) -> io.NodeOutput:
         models = pipeline.pipeline.models
         strength = pipeline.chosen(recipe or RecipeChoice(preset)).distilled_strength
+        for value in strength:
+            checked("distilled-strength", value)
         phase = Phase.STAGE_1 if stage == STAGE_1 else Phase.STAGE_2
         if strength[phase is Phase.STAGE_2] and not models.has_distilled_lora:
             fix = "Choose one in LTX-2 Loader, or the distilled preset for a checkpoint that is distilled itself."

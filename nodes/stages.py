@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..ltx2_core.errors import SettingError, memory_errors
 from ..ltx2_core.finite import Suspect, check_finite
+from ..ltx2_core.limits import checked
 from ..ltx2_core.media.audio import lasting
 from ..ltx2_core.protocols import Progress
 from ..ltx2_core.recipe_choice import RecipeChoice
@@ -199,6 +200,7 @@ class LoRASwitch(io.ComfyNode):
 
     @classmethod
     def execute(cls, pipeline: PipelineHandle, stage: str, strength: float) -> io.NodeOutput:
+        checked("distilled-strength", strength, "strength")
         first, second = pipeline.distilled_strength
         strengths = (strength, second) if stage == STAGE_1 else (first, strength)
         phase = Phase.STAGE_1 if stage == STAGE_1 else Phase.STAGE_2

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.limits import checked
 from ..ltx2_core.recipe_choice import GuidanceChoice
 from ..ltx2_core.types import ImageCondition
 
@@ -83,7 +84,7 @@ def lora(text: str, setting: str = "lora") -> LoRAArgument:
     """``FILE:STRENGTH[:STAGE]``, split from the right; STAGE is 1, 2 or both.
 
     Raises:
-        SettingError: the strength is missing or not a number, or the stage is unknown.
+        SettingError: the strength is missing, not a number or too large, or the stage is unknown.
     """
     fix = f"Write {LORA_FORM}, such as style.safetensors:0.8 or style.safetensors:0.8:2."
     file, _, last = text.rpartition(":")
@@ -95,19 +96,23 @@ def lora(text: str, setting: str = "lora") -> LoRAArgument:
         raise SettingError(setting, text, "has no strength", fix)
     if stage not in _LORA_STAGES:
         raise SettingError(setting, text, f"stage {stage!r} is not 1, 2 or both", fix)
-    return LoRAArgument(Path(file), number(setting, last, text), _LORA_STAGES[stage])
+    return LoRAArgument(Path(file), _strength(setting, last, text), _LORA_STAGES[stage])
 
 
 def strength_pair(text: str, setting: str = "distilled-strength") -> tuple[float, float]:
     """``S1,S2``: the distilled LoRA's strength in stage 1 and in stage 2.
 
     Raises:
-        SettingError: not two numbers.
+        SettingError: not two numbers, or too large ones.
     """
     parts = text.split(",")
     if len(parts) != 2:
         raise SettingError(setting, text, "must be two numbers", "Write stage 1, then stage 2, such as 0,1.")
-    return number(setting, parts[0], text), number(setting, parts[1], text)
+    return _strength(setting, parts[0], text), _strength(setting, parts[1], text)
+
+
+def _strength(setting: str, text: str, value: object) -> float:
+    return checked("lora strength", number(setting, text, value), setting)
 
 
 def sigmas(setting: str, text: str) -> tuple[float, ...]:

@@ -51,7 +51,10 @@ _OTHER_MODELS: tuple[tuple[str, str], ...] = (
     (r"text_model\.encoder\.layers\.", "a CLIP text encoder"),
 )
 _GEMMA = re.compile(r"(^|\.)layers\.\d+\.(pre_feedforward_layernorm|self_attn\.q_norm)\.weight$")
-_LORA = re.compile(r"\.lora_(A|B|up|down)\.|(^|\.)lora_(unet|te)_|\.(hada|lokr)_w|\.dora_scale$")
+_LORA = re.compile(
+    r"[._]lora(_linear_layer)?\.(up|down)\.|\.lora_([ABab]|up|down)(\.|$)|(^|\.)(lora_(unet|te\d?|transformer)|lycoris)_"
+    r"|\.(hada|lokr|oft|vera)_|\.(dora_scale|diff|diff_b|set_weight|[wb]_norm)$"
+)
 
 
 def identify(file: SafetensorsFile) -> Identity:

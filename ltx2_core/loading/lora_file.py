@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..plain_text import plain
-from .checkpoint import SafetensorsFile
+from .checkpoint import PLAIN_DTYPES, SafetensorsFile
 from .identify import other_model
 from .keymaps import diffusers_name
 from .listing import some
-from .lora_keys import WHOLE, LoRAKey, is_layer, other_part, parse_key
+from .lora_keys import PREFIXES, WHOLE, LoRAKey, is_layer, other_part, parse_key
 from .lora_statements import LARGEST_SCALE, LoRAStatements, StatementProblem
 
 logger = logging.getLogger("ltx2.loading")
@@ -26,6 +26,8 @@ logger = logging.getLogger("ltx2.loading")
 _LONGEST_NOTICE = 400  # characters: a few lines on a node
 _PLAIN_LORA = "Use a plain LoRA file for LTX-2, with lora_A/lora_B or lora_down/lora_up matrices."
 _SAVE_AGAIN = "Save the LoRA again with sound metadata, or with an .alpha tensor for each layer."
+# Trainers that took alpha from an integer setting have stored it as one
+_ALPHA_DTYPES = PLAIN_DTYPES | {"I8", "U8", "I16", "I32", "I64"}
 _NAMED_IC_LORA = re.compile(r"(?<![a-z])ic[-_ ]?lora", re.IGNORECASE)
 
 
@@ -158,7 +160,7 @@ class LoRAFile:
             CheckpointError: the file changed, or holds numbers that are not finite.
         """
         matrices = self.file.read([key for t in self.targets.values() for key in (t.down, t.up)], device, dtype)
-        scalars = self.file.read([t.alpha for t in self.targets.values() if t.alpha], "cpu", torch.float32)
+        scalars = dict(self.file.each([t.alpha for t in self.targets.values() if t.alpha]))
         alphas = {name: float(scalars[t.alpha]) for name, t in self.targets.items() if t.alpha}
         self._check_finite(matrices, alphas)
         return {
@@ -254,6 +256,10 @@ def _target(name: str, layer: _Layer, file: SafetensorsFile) -> LoRATarget:
     alpha = keys.get("alpha")
     if alpha is not None and file.tensors[alpha].shape not in ((), (1,)):
         raise file.error(f"has an alpha that is no single number at {shown}", _PLAIN_LORA)
+    if alpha is not None and file.tensors[alpha].dtype not in _ALPHA_DTYPES:
+        raise file.error(
+            f"has an alpha of a dtype that is not read ({file.tensors[alpha].dtype}) at {shown}", _SAVE_AGAIN
+        )
     return LoRATarget(keys["down"], keys["up"], alpha, down[0], down[1], up[0])
 
 
@@ -274,6 +280,12 @@ def _with_alphas(
     if _NAMED_IC_LORA.search(file.path.stem):
         remarks.append("its name says IC-LoRA, which needs a reference video; it acts as a plain LoRA here.")
     found = dict(targets)
+    if _is_converted(statements, targets):
+        remarks.append(
+            f"its trainer saves alpha with each layer, and this file was converted without; {statements.source} is not "
+            "used, since converters multiply the matrices by it."
+        )
+        return found, tuple(remarks)
     differing: list[str] = []
     for name in open_ones:
         names = _spellings(name, layers[name].written)
@@ -284,6 +296,16 @@ def _with_alphas(
         count = f"the metadata states another rank than the matrices of {len(differing)} layers have"
         remarks.append(f"{count}: {some(differing, 2)}; alpha is divided by the matrices' rank.")
     return found, tuple(remarks)
+
+
+def _is_converted(statements: LoRAStatements, targets: Mapping[str, LoRATarget]) -> bool:
+    """Whether a tool for other programs has put alpha into the matrices, and kept the metadata as it was.
+
+    Trainers of kohya's family save lora_down, lora_up and alpha; their converters to lora_A and lora_B drop the last.
+    """
+    return statements.saves_scalars and all(
+        target.alpha is None and ".lora_A" in target.down for target in targets.values()
+    )
 
 
 def _stated(
@@ -303,7 +325,8 @@ def _stated(
 
 def _spellings(name: str, written: str) -> tuple[str, ...]:
     """What a pattern in the metadata may call a layer."""
-    return tuple(dict.fromkeys((written, name, diffusers_name(name))))
+    bare = dict.fromkeys((written, name, diffusers_name(name)))
+    return tuple(prefix + path for path in bare for prefix in ("", *PREFIXES[:4]))
 
 
 def check_fit(lora: LoRAFile, layers: Mapping[str, tuple[int, int]], generation: str) -> tuple[str, ...]:
@@ -339,7 +362,7 @@ def check_fit(lora: LoRAFile, layers: Mapping[str, tuple[int, int]], generation:
         details.append(f"{len(wrong)} have another size ({some(wrong)})")
     if other:
         details.append(f"it looks like a LoRA for LTX-{other}")
-    raise CheckpointError(lora.file.setting, lora.path, "; ".join(details), _fix(generation, other, strange, absent))
+    raise CheckpointError(lora.file.setting, lora.path, "; ".join(details), _fix(generation, other, strange))
 
 
 def _named(strange: Sequence[str]) -> str:
@@ -349,9 +372,9 @@ def _named(strange: Sequence[str]) -> str:
     return f"{shown}: names of {model}" if model else shown
 
 
-def _fix(generation: str, other: str | None, strange: Sequence[str], absent: Sequence[str]) -> str:
+def _fix(generation: str, other: str | None, strange: Sequence[str]) -> str:
     if strange:
         return "Use a LoRA that was trained for LTX-2, with the names of its layers."
     if other:
         return f"Use a LoRA made for LTX-{generation}, or an LTX-{other} checkpoint."
-    return f"Use a LoRA made for LTX-{generation}." if absent else "Use a LoRA made for this checkpoint."
+    return f"Use a LoRA made for a checkpoint of this size and generation (LTX-{generation})."

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from .keymaps import dotted_name, is_layer, official_name
 
-__all__ = ["WHOLE", "LoRAKey", "is_layer", "other_part", "parse_key"]
+__all__ = ["PREFIXES", "WHOLE", "LoRAKey", "is_layer", "other_part", "parse_key"]
 
 WHOLE = "whole weights beside the LoRA"
 LONGEST_KEY = 1000  # characters; the longest of a real file has about 120
@@ -47,7 +47,7 @@ _OTHER_KINDS: tuple[tuple[str, str], ...] = (
 _OTHER_KIND = tuple((re.compile(rf"(.+)(?:{end})", re.DOTALL), kind) for end, kind in _OTHER_KINDS)
 
 # Longest first where one contains another; taken off as often as they are there.
-_PREFIXES = (
+PREFIXES = (
     "base_model.model.",
     "model.diffusion_model.",
     "diffusion_model.",
@@ -149,7 +149,7 @@ def _without_wrappers(module: str) -> str:
     before = None
     while module != before:
         before = module
-        for prefix in _PREFIXES:
+        for prefix in PREFIXES:
             module = module.removeprefix(prefix)
     return module
 

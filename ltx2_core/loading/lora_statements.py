@@ -78,6 +78,7 @@ class LoRAStatements:
         source: entry that states alpha, or "".
         trainer: what wrote the file, or "".
         reference: entry that marks an IC-LoRA, or "".
+        saves_scalars: alpha is stated by a trainer of kohya's family, which saves an .alpha with every layer as well.
         problems: what is wrong with the entries that state alpha, as rests of sentences.
     """
 
@@ -90,6 +91,7 @@ class LoRAStatements:
     source: str = ""
     trainer: str = ""
     reference: str = ""
+    saves_scalars: bool = False
     problems: tuple[str, ...] = ()
 
     @classmethod
@@ -98,12 +100,12 @@ class LoRAStatements:
         found = _Found()
         objects = {}
         for name, text in metadata.items():
-            if _is_object(name, text) or (text[:1] in "{[" and any(mark in text for mark in _MARKS)):
+            if _is_object(name, text) or _may_mark(name, text):
                 objects[name] = found.parse(name, text, needed=_is_object(name, text))
         for known in _OBJECTS:
             for name, value in objects.items():
-                if name.lower() == known and isinstance(value, dict):
-                    found.take_object(name, value)
+                if name.lower() == known:
+                    found.take_object(name, _as_fields(value))
         found.take_plain(metadata)
         return cls(
             alpha=found.numbers.get("alpha"),
@@ -115,6 +117,7 @@ class LoRAStatements:
             source=found.sources.get("alpha") or found.sources.get("alpha_pattern", ""),
             trainer=_trainer(metadata),
             reference=_reference(metadata, objects),
+            saves_scalars=found.sources.get("alpha", "").startswith("ss_") and "ss_network_module" in metadata,
             problems=tuple(found.problems),
         )
 
@@ -283,6 +286,20 @@ class _Found:
         if found and known not in self.patterns:
             self.patterns[known] = found
             self.sources[known] = source
+
+
+def _as_fields(value: Any) -> Mapping[str, Any]:
+    """An object, also from the list of ``name=value`` that a command line had."""
+    if isinstance(value, list):
+        pairs = (text.partition("=") for text in value if isinstance(text, str))
+        return {name.strip(): stated for name, _, stated in pairs}
+    return value if isinstance(value, dict) else {}
+
+
+def _may_mark(name: str, text: str) -> bool:
+    """Whether a JSON entry that is none of the known ones may say that the file is an IC-LoRA."""
+    looked_at = f"{name} {text[:_LONGEST_JSON]}".lower()
+    return text[:1] in "{[" and any(mark in looked_at for mark in _MARKS)
 
 
 def _is_object(name: str, text: str) -> bool:
