@@ -220,12 +220,15 @@ def test_the_area_is_bounded_too(tmp_path: Path, size: tuple[int, int], problem:
         read_picture(png_of_zeros(tmp_path / "bomb.png", *size))
 
 
-@pytest.mark.parametrize("shape", [(1, 16384), (16384, 1), (3, 9000), (9001, 2), (1, 1), (2, 700)], ids=str)
-@pytest.mark.parametrize("crf", [0, 33])
+@pytest.mark.parametrize(
+    ("shape", "crf"),
+    [((1, 16384), 0), ((16384, 1), 33), ((3, 9000), 33), ((9001, 2), 0), ((1, 1), 0), ((2, 700), 33)],
+    ids=str,
+)
 def test_a_strip_is_cut_before_it_is_resized(shape: tuple[int, int], crf: int) -> None:
     image = torch.randint(0, 256, (*shape, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    pixels = condition_pixels(image, 512, 768, crf)
-    assert pixels.shape == (1, 3, 1, 512, 768) and pixels.isfinite().all() and pixels.abs().max() <= 1
+    pixels = condition_pixels(image, 256, 384, crf)
+    assert pixels.shape == (1, 3, 1, 256, 384) and pixels.isfinite().all() and pixels.abs().max() <= 1
 
 
 @pytest.mark.parametrize(
