@@ -18,8 +18,7 @@ from torch import Tensor
 
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.finite import finite
-from ..ltx2_core.limits import LONGEST_SECONDS
-from ..ltx2_core.media.audio import check_finite, given_sound
+from ..ltx2_core.media.audio import check_finite
 from ..ltx2_core.media.image import given_picture
 from ..ltx2_core.media.mp4 import frame_rate
 from ..ltx2_core.recipes import Recipe, official_recipe
@@ -215,15 +214,6 @@ def to_condition(image: Tensor, frame: int, strength: float) -> ImageCondition:
         raise SettingError("image", f"batch of {image.shape[0]}", "must be one image", fix)
     picture = given_picture(image[0] if image.ndim == 4 else image)
     return ImageCondition(picture.pixels, frame, strength, picture.notices)
-
-
-def to_clip(audio: Mapping[str, Any]) -> AudioClip:
-    """The sound of an AUDIO, as long as the longest clip; more than two channels are mixed down.
-
-    Raises:
-        SettingError: it is no sound, a batch, or holds what is no finite number.
-    """
-    return given_sound(audio["waveform"], audio["sample_rate"], LONGEST_SECONDS)
 
 
 def to_audio(clip: AudioClip) -> dict[str, Any]:

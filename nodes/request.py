@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ltx2_core.errors import LTX2Error
+from ..ltx2_core.media.audio import given_sound
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SIZE
 from ..ltx2_core.request import GenerationRequest
-from ..ltx2_core.stages.validate import check_prompt, check_size
-from ..ltx2_core.types import ImageCondition
-from .conversions import to_clip
+from ..ltx2_core.stages.validate import LONGEST_SECONDS, check_prompt, check_size
+from ..ltx2_core.types import AudioClip, ImageCondition
 from .handle import PipelineHandle
 
 _RELEASED_SCALE = (8, 32, 32)  # frames, rows and columns of a latent's cell, in every released video VAE
@@ -54,6 +54,15 @@ def clip_request(
     )
     handle.pipeline.validate(request)
     return request
+
+
+def to_clip(audio: Mapping[str, Any]) -> AudioClip:
+    """The sound of an AUDIO, as long as the longest clip; more than two channels are mixed down.
+
+    Raises:
+        SettingError: it is no sound, a batch, or holds what is no finite number.
+    """
+    return given_sound(audio["waveform"], audio["sample_rate"], LONGEST_SECONDS)
 
 
 def problem_when_queued(inputs: Mapping[str, Any]) -> str | None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ..models.storage.header import TensorInfo
-from ..models.storage.safetensors_file import SafetensorsFile
+from ..models.storage.safetensors_file import PLAIN_DTYPES, SafetensorsFile
 
-__all__ = ["SafetensorsFile", "TensorInfo"]
+__all__ = ["PLAIN_DTYPES", "SafetensorsFile", "TensorInfo"]

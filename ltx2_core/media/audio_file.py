@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -28,6 +29,7 @@ __all__ = ["HIGHEST_RATE", "read_audio"]
 HIGHEST_RATE = 768_000  # Hz: the highest of sound cards; memory and time grow with it
 _FIX = "Give a file that plays in a media player, such as a WAV, FLAC, MP3 or MP4 file."
 _ROUNDED = 0.01  # seconds by which time stamps may be off: recorders write milliseconds and miss them by a few
+_PEEKED = 8  # packets: reordered frames are shown before the first
 # A file may be a list of others (HLS, concat); FFmpeg opens none of them
 _OPTIONS = {"protocol_whitelist": "data"}
 
@@ -54,7 +56,7 @@ def read_audio(path: Path, longest: float, setting: str = "audio") -> AudioClip:
             with av.open(file, options=_OPTIONS) as container:
                 if not container.streams.audio:
                     raise SettingError(setting, path, "has no audio stream", _FIX)
-                reading = _Reading(container, longest)
+                reading = _Reading(container, _origin(container, path), longest)
                 sound = reading.sound()
         except (SettingError, MemoryError):
             raise
@@ -97,11 +99,12 @@ class _Reading:
         rate: of the first frame, Hz, which is that of the result.
     """
 
-    def __init__(self, container: InputContainer, longest: float) -> None:
+    def __init__(self, container: InputContainer, origin: Fraction, longest: float) -> None:
         self.rate = 0
         self._container, self._longest = container, longest
+        self._streams = len(container.streams.audio)
         self._stream: AudioStream = container.streams.audio[0]
-        self._origin = _origin(container)
+        self._origin = origin
         self._line = TimeLine(1, 0)
         self._damaged, self._skipped, self._ended = 0, False, False
         self._layouts: dict[str, None] = {}
@@ -125,9 +128,9 @@ class _Reading:
 
     def notices(self) -> Iterator[str]:
         """What the user should know of how the sound was read, each the rest of a sentence."""
-        streams, line = len(self._container.streams.audio), self._line
-        if streams > 1:
-            yield f"has {streams} audio streams: the first is taken"
+        line = self._line
+        if self._streams > 1:
+            yield f"has {self._streams} audio streams: the first is taken"
         if self._damaged:
             packets = "1 damaged packet" if self._damaged == 1 else f"{self._damaged} damaged packets"
             yield f"has {packets}: silence is in their place"
@@ -225,11 +228,24 @@ def _samples(frame: AudioFrame) -> np.ndarray:
     return np.ascontiguousarray((array.astype(np.float64) - middle) / half, np.float32)
 
 
-def _origin(container: InputContainer) -> Fraction:
+def _origin(container: InputContainer, path: Path) -> Fraction:
     """Time 0 of the file in seconds: where the first of its streams begins, a cover picture aside; not below 0."""
-    timed = [s for s in (*container.streams.audio, *container.streams.video) if not s.disposition & _COVER]
-    starts = [s.start_time * s.time_base for s in timed if s.start_time is not None and s.time_base]
-    return max(min(starts, default=Fraction(0)), Fraction(0))
+    pictures = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    starts = [
+        stream.start_time * stream.time_base
+        for stream in (*container.streams.audio, *pictures)
+        if stream.start_time is not None and stream.time_base
+    ]
+    first = max(min(starts, default=Fraction(0)), Fraction(0))
+    # FFmpeg takes the sound's start for the picture's where a few frames in another order have no decoding times
+    return min(first, _first_picture(path)) if first and pictures else first
 
 
-_COVER = Disposition.attached_pic
+def _first_picture(path: Path) -> Fraction:
+    """When the first packets of the pictures are shown, seconds, not below 0; a billion without any."""
+    times = []
+    with open_media(path, "audio", "sound") as file, av.open(file, options=_OPTIONS) as container:
+        for packet in itertools.islice(container.demux(video=0), _PEEKED):
+            if packet.pts is not None and packet.time_base:
+                times.append(packet.pts * packet.time_base)
+    return max(min(times, default=Fraction(10**9)), Fraction(0))

@@ -151,6 +151,7 @@ def _resized_inside(source: Tensor, fit: Fit, height: int, width: int) -> Tensor
 def _neighbours(pixels: int, resized: int, start: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """For ``count`` resized pixels from ``start`` on: the stored ones on both sides, and the second's share."""
     scale = float(np.float32(pixels) / np.float32(resized))
-    places = ((torch.arange(start, start + count, dtype=torch.float64) + 0.5) * scale - 0.5).clamp(0, pixels - 1)
+    places = (torch.arange(start, start + count, dtype=torch.float64) + 0.5) * scale - 0.5
+    places = places.float().clamp(0, pixels - 1)  # rounded as in PyTorch's own interpolation
     first = places.long()
-    return first, (first + 1).clamp(max=pixels - 1), (places - first).float()
+    return first, (first + 1).clamp(max=pixels - 1), places - first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from ltx2_two_stage.ltx2_core.types import (
     Phase,
     PromptContext,
 )
+from PIL import Image
 from torch import Tensor
 
 RATE = 16000  # of the tiny audio models
@@ -376,3 +378,50 @@ def test_sounds_that_cannot_be_used_are_refused(pipeline: Pipeline, clip: AudioC
     assert caught.value.setting.startswith("audio")
     with pytest.raises(SettingError, match="without a given sound"):
         pipeline.validate(request_for(audio_source=AudioSource.INPUT))
+
+
+@pytest.mark.parametrize("rate", [1, 16000, 44101])
+@pytest.mark.parametrize(("frames", "fps"), [(9, 24.0), (1, 60.0), (1, 32.0), (9, 7.3)])
+def test_a_sound_of_any_rate_and_length_fills_its_latent(
+    pipeline: Pipeline, frames: int, fps: float, rate: int
+) -> None:
+    shape = pipeline.models.audio_geometry.latent(frames / fps)
+    for samples in (1, 3 * rate):
+        clip = AudioClip(torch.full((1, 1, samples), 0.1), rate)
+        latent = condition.encode_sound(pipeline.models, pipeline.residency, clip, shape, frames / fps)
+        assert latent.shape == tuple(shape) and latent.isfinite().all()
+
+
+def test_the_last_frame_of_a_sound_is_mirrored_at_the_clips_end(pipeline: Pipeline) -> None:
+    """The last of ten latent frames sees 6,272 samples, and the clip has 6,102."""
+    frames, fps = 9, 23.6
+    shape, samples = pipeline.models.audio_geometry.latent(frames / fps), round(frames / fps * RATE)
+    long = sound(3.0)
+    mirrored = torch.cat([long.waveform[..., :samples], long.waveform[..., :samples].flip(2)[..., 1:513]], dim=2)
+
+    def latent(waveform: Tensor, seconds: float) -> Tensor:
+        clip = AudioClip(waveform, RATE)
+        return condition.encode_sound(pipeline.models, pipeline.residency, clip, shape, seconds)
+
+    expected = latent(mirrored, mirrored.shape[2] / RATE)
+    found = latent(long.waveform, frames / fps)
+    # float32 rounding: the same samples in a longer transform of frames
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert (found - latent(long.waveform, 3.0)).abs().max() > 1e-5, "what follows the clip is not heard"
+
+
+def test_what_happened_to_pictures_and_sound_is_in_the_report(pipeline: Pipeline, tmp_path: Path) -> None:
+    seen = torch.full((8, 8, 4), 90, dtype=torch.uint8)
+    seen[0, :, 3] = 0
+    Image.fromarray(seen.numpy()).save(tmp_path / "clear.png")
+    loud = AudioClip(torch.full((1, 2, 9000), 1.5), 48000, ("The sound x.wav has 2 damaged packets.",))
+    images = (ImageCondition(tmp_path / "clear.png"),)
+    request = request_for("one-stage", 1, width=64, frames=1, images=images, audio=loud)
+    result = pipeline.run(request)
+    notices = result.report.notices
+    for words in ("clear.png is transparent", "2 damaged packets", "above full scale in 4000 samples"):
+        assert [words in notice for notice in notices].count(True) == 1, words
+    assert pipeline.last_report().notices[-1] == notices[-1]
+    quiet = pipeline.run(replace(request, audio=None, images=()))
+    assert not [notice for notice in quiet.report.notices if "sound" in notice or "picture" in notice]
+    assert quiet.audio.waveform.shape[-1] == round(1 / FPS * quiet.audio.sampling_rate), "as long as the picture"

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import SettingError
+from ltx2_two_stage.ltx2_core.media import resample as resample_module
 from ltx2_two_stage.ltx2_core.media.audio import AAC_RATES, fitted, for_clip, read_audio, resampled, stereo
+from ltx2_two_stage.ltx2_core.media.resample import resample
 from ltx2_two_stage.ltx2_core.types import AudioClip
 from torch import Tensor
 
@@ -176,3 +178,36 @@ def test_a_rate_that_mp4_does_not_know_is_changed(rate: int) -> None:
     clip = for_clip(AudioClip(tones(rate, 1.0, 200.0), rate), 0.5)
     assert clip.sampling_rate == 48000 and clip.waveform.shape == (1, 2, 24000)
     assert (clip.waveform - tones(48000, 0.5, 200.0))[..., 3000:-3000].abs().max() < 5e-4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        (7, 3, [0.07272106, 0.32195255, 0.31352594, 0.19707754, 0.28167790, 0.29261416]),
+        (44100, 16000, [0.08288204, 0.33904201, 0.26294893, 0.22060728, 0.32421541]),
+        (16000, 48000, None),
+        (22050, 16000, None),
+        (44101, 16000, None),
+        (1, 12, None),
+    ],
+)
+def test_the_filter_is_the_written_formula(old: int, new: int, expected: list[float] | None) -> None:
+    """Against the sum in float64, and against torchaudio 2.11 (functional.resample with its defaults)."""
+    sound = 0.7 * torch.sin(torch.arange(12, dtype=torch.float64) ** 2 * 0.9)
+    found = resample(sound[None].float(), old, new)[0]
+    gain = 0.99 * min(1, new / old)
+    places = torch.arange(len(found), dtype=torch.float64) * old / new
+    u = (torch.arange(12, dtype=torch.float64) - places[:, None]) * gain
+    weights = torch.sinc(u) * torch.cos(math.pi * u / 12).square() * (u.abs() < 6) * gain
+    assert len(found) == math.ceil(12 * new / old)
+    assert (found - weights @ sound).abs().max() < 5e-5  # times in float32, as torchaudio has them
+    if expected is not None:
+        assert (found[: len(expected)] - torch.tensor(expected)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(("old", "new"), [(48000, 16000), (44101, 16000), (44100, 48000)])
+def test_pieces_of_a_resampled_sound_meet_without_seams(monkeypatch: pytest.MonkeyPatch, old: int, new: int) -> None:
+    sound = torch.randn(2, 9000, generator=torch.Generator().manual_seed(0))
+    whole = resample(sound, old, new)
+    monkeypatch.setattr(resample_module, "_SAMPLES", 1000)
+    assert (resample(sound, old, new) - whole).abs().max() < 1e-6  # sums of float32 in another order

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ltx2_two_stage.nodes.request import problem_when_queued
+import torch
+from ltx2_two_stage.nodes.request import problem_when_queued, to_clip
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,12 @@ def test_what_may_work_is_queued(inputs: dict[str, Any]) -> None:
 )
 def test_what_cannot_work_is_refused(inputs: dict[str, Any], problem: str) -> None:
     assert problem in problem_when_queued(inputs)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6, 8])
+@pytest.mark.parametrize("samples", [1, 1000, 8000 * 3600])
+def test_audio_of_any_length_and_layout_is_taken(channels: int, samples: int) -> None:
+    waveform = torch.full((1, 1, 1), 0.5).expand(1, channels, samples)
+    clip = to_clip({"waveform": waveform, "sample_rate": 8000})
+    assert clip.waveform.shape == (1, min(channels, 2), min(samples, 8000 * 60))
+    assert bool(clip.notices) == (channels > 2)

@@ -28,7 +28,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn,
     "U8": torch.uint8,
 }
-_PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _USE_BF16 = "Use the bf16 file of the same model."
 _MOST_BYTES = 2**16  # of a tensor that is read while a header is checked
 
@@ -92,7 +92,7 @@ class SafetensorsFile:
     def require_plain(self, names: Iterable[str]) -> None:
         """Raises :class:`CheckpointError` when one of these tensors is quantised."""
         found = [self.tensors[name].dtype for name in names]
-        quantised = [dtype for dtype in found if dtype not in _PLAIN_DTYPES]
+        quantised = [dtype for dtype in found if dtype not in PLAIN_DTYPES]
         if quantised:
             kinds = ", ".join(sorted(set(quantised)))
             raise self.error(f"holds quantised weights ({len(quantised)} of {len(found)} are {kinds})", _USE_BF16)
