@@ -32,7 +32,7 @@ def _paths(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
         if isinstance(value, Path):
             yield name.replace("_", "-"), value
     yield from (("lora", lora.path) for lora in arguments.lora)
-    yield from (("image", image.image) for image in arguments.image)
+    yield from (("image", image.image) for image in arguments.image if isinstance(image.image, Path))
 
 
 def _check_name(setting: str, path: Path) -> None:
