@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import DeviceMemoryError
 from .media.sink import FrameSink, NullSink
+from .plain_text import plain
 from .protocols import Models, NoProgress, Progress, Residency
 from .recipes import AudioSource
 from .request import GenerationRequest, GenerationResult
@@ -236,7 +237,7 @@ class Pipeline:
             found += [
                 notice for p in prompts if p in self._memory.prompts for notice in self._memory.prompts[p].notices
             ]
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(map(plain, found)))
 
 
 @dataclass
