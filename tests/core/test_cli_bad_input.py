@@ -368,10 +368,12 @@ def test_every_option_takes_what_nobody_means(
     fuzz: ModuleType, each: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tried = [(option, value) for option in fuzz.OPTIONS for value in fuzz.values(option, 4)]
+    tried = [
+        (option, value) for option in fuzz.OPTIONS for value in fuzz.values(option, 0 if option in fuzz.SLOW else 4)
+    ]
     problems = {tried_one: problem for tried_one in tried if (problem := each.problem(*tried_one)) is not None}
     assert not problems
-    assert len(tried) > 140 and list(tmp_path.iterdir()) == []
+    assert len(tried) > 120 and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
