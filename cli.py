@@ -245,8 +245,23 @@ def inspect(arguments: argparse.Namespace) -> None:
     from .ltx2_core.loading.inspect import inspect_file
 
     found = inspect_file(arguments.file)
-    as_json = arguments.json
-    failure = write(json_text(found.to_json(), indent=2, ascii_only=True)) if as_json else say(found.to_text())
+    if arguments.json:
+        _told(write(json_text(found.to_json(), indent=2, ascii_only=True)))
+    else:
+        tell(found.to_text())
+
+
+def tell(text: str) -> None:
+    """Writes what the command was called for.
+
+    Raises:
+        OutputError: it cannot be written.
+        SystemExit: nobody reads it.
+    """
+    _told(say(text))
+
+
+def _told(failure: Exception | None) -> None:
     if isinstance(failure, BrokenPipeError):
         raise SystemExit(NOBODY_READS)
     if failure is not None:

@@ -16,6 +16,7 @@ from .errors import DeviceMemoryError, is_out_of_memory, memory_error, memory_er
 from .media.audio import lasting
 from .media.image import with_pixels
 from .media.sink import FrameSink, NullSink
+from .plain_text import plain
 from .protocols import Models, NoProgress, Progress, Residency
 from .recipes import AudioSource
 from .request import GenerationRequest, GenerationResult
@@ -253,7 +254,7 @@ class Pipeline:
                 notice for p in prompts if p in self._memory.prompts for notice in self._memory.prompts[p].notices
             ]
             found += self._memory.sound_notices
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(map(plain, found)))
 
 
 @dataclass

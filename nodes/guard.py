@@ -16,20 +16,26 @@ from contextlib import contextmanager
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.plain_text import plain
+from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.stages.validate import check_text
+from ..ltx2_core.types import ImageCondition
 from . import host
+from .handle import PipelineHandle
+from .sockets import ImagesSocket, PipelineSocket, RecipeSocket
 
-_LEAVE_BY = ("execute", "check_lazy_status", "fingerprint_inputs")
+# Method -> whether it is given all inputs of a run
+_METHODS: Mapping[str, bool] = {"execute": True, "check_lazy_status": True, "fingerprint_inputs": False}
 
 
 def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node, its methods with the checks around them. Their signatures, which the host looks at, stay."""
-    for name in _LEAVE_BY:
+    for name, checks in _METHODS.items():
         if name in vars(node):
-            setattr(node, name, _guarded_method(vars(node)[name].__func__, name == "execute"))
+            setattr(node, name, _guarded_method(vars(node)[name].__func__, checks))
     own = vars(node).get("validate_inputs")
     method = _accepting(node) if own is None else own.__func__
     if method is not None:
@@ -124,13 +130,19 @@ def check_values(inputs: Sequence[Any], values: Mapping[str, Any]) -> None:
     """Checks what a node was given, over links too, by what it declares.
 
     Raises:
-        SettingError: a number that is none, not finite or out of bounds; a text that is none or cannot be encoded.
+        SettingError: a number that is none, not finite or out of bounds; a text that is none or cannot be encoded;
+            a value where only another node's output can be.
     """
     for widget in inputs:
-        if widget.id in values and (check := _CHECKS.get(widget.io_type)) is not None:
-            value = values[widget.id]
-            if value is not None or not widget.optional:
-                check(widget, value)
+        if widget.id not in values:
+            continue
+        value = values[widget.id]
+        if value is None and (widget.optional or getattr(widget, "lazy", False)):
+            continue  # not connected, or not wanted yet
+        if (check := _CHECKS.get(widget.io_type)) is not None:
+            check(widget, value)
+        elif not _LINKED.get(widget.io_type, _anything)(value):
+            raise _not_linked(widget, value)
 
 
 def check_literals(inputs: Sequence[Any], values: Mapping[str, Any]) -> None:
@@ -146,6 +158,13 @@ def check_literals(inputs: Sequence[Any], values: Mapping[str, Any]) -> None:
             value = _host_number(widget.io_type, value)
         if (check := _CHECKS.get(widget.io_type)) is not None:
             check(widget, value)
+        elif widget.io_type in _LINKED and not (value is None and widget.optional):
+            raise _not_linked(widget, value)
+
+
+def _not_linked(widget: Any, value: object) -> SettingError:
+    problem = f"is nothing of the type {widget.io_type}"
+    return SettingError(widget.id, value, problem, "Connect the output of another node to it.")
 
 
 def _host_number(kind: str, value: Any) -> Any:
@@ -186,4 +205,39 @@ _CHECKS: Mapping[str, Callable[[Any, Any], None]] = {
     "STRING": lambda widget, value: check_text(widget.id, value),
     "COMBO": _check_choice,
     "BOOLEAN": _check_switch,
+}
+
+
+def _anything(value: object) -> bool:
+    return True
+
+
+def _is_latent(value: object) -> bool:
+    return isinstance(value, Mapping) and hasattr(value.get("samples"), "unbind")
+
+
+def _is_conditioning(value: object) -> bool:
+    pairs = isinstance(value, (list, tuple)) and all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value)
+    return pairs and all(isinstance(tensor, Tensor) and isinstance(more, Mapping) for tensor, more in _pairs(value))
+
+
+def _pairs(value: object) -> list[tuple[object, object]]:
+    return [(pair[0], pair[1]) for pair in value] if isinstance(value, (list, tuple)) else []
+
+
+def _is_audio(value: object) -> bool:
+    """A sound that is None, as of a video without any, is for the node to name."""
+    return isinstance(value, Mapping) and isinstance(value.get("waveform"), Tensor) and "sample_rate" in value
+
+
+# By type, what comes over its links; other types are not looked at
+_LINKED: Mapping[str, Callable[[object], bool]] = {
+    PipelineSocket.io_type: lambda value: isinstance(value, PipelineHandle),
+    ImagesSocket.io_type: lambda value: isinstance(value, tuple) and all(isinstance(v, ImageCondition) for v in value),
+    RecipeSocket.io_type: lambda value: isinstance(value, RecipeChoice),
+    "LATENT": _is_latent,
+    "CONDITIONING": _is_conditioning,
+    "IMAGE": lambda value: isinstance(value, Tensor) and value.ndim == 4,
+    "AUDIO": _is_audio,
+    "VAE": lambda value: hasattr(value, "decode"),
 }

@@ -10,6 +10,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..device_manager.report import places_table, stage_chart, stage_table
+from ..ltx2_core.plain_text import LONGEST_REPORT, plain
 from ..ltx2_core.types import RunReport
 from .chart import draw
 from .handle import PipelineHandle
@@ -62,7 +63,7 @@ class Report(io.ComfyNode):
 def stages_text(report: RunReport) -> str:
     """The stages of a run as a table, with the device mode."""
     stages = [dataclasses.asdict(stage) for stage in report.stages]
-    return stage_table(stages, report.mode, report.mode_reason, report.notices)
+    return plain(stage_table(stages, report.mode, report.mode_reason, report.notices), LONGEST_REPORT)
 
 
 def report_text(report: RunReport) -> str:

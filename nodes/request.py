@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ltx2_core.errors import LTX2Error
+from ..ltx2_core.limits import LONGEST_SECONDS
 from ..ltx2_core.media.audio import given_sound
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SIZE
 from ..ltx2_core.request import GenerationRequest
-from ..ltx2_core.stages.validate import LONGEST_SECONDS, check_prompt, check_size
+from ..ltx2_core.stages.validate import check_prompt, check_size
 from ..ltx2_core.types import AudioClip, ImageCondition
 from .handle import PipelineHandle
 

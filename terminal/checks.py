@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,28 @@ def check_options(arguments: argparse.Namespace) -> None:
     for row, value, setting in _numbers(arguments):
         if value is not None:
             checked(row, value, setting)
-    for name, path in vars(arguments).items():
-        if isinstance(path, Path) and "\0" in str(path):
-            raise SettingError(name.replace("_", "-"), path, "holds a NUL character", "Give a file's name.")
+    for setting, path in _paths(arguments):
+        _check_name(setting, path)
+
+
+def _paths(arguments: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    for name, value in vars(arguments).items():
+        if isinstance(value, Path):
+            yield name.replace("_", "-"), value
+    yield from (("lora", lora.path) for lora in arguments.lora)
+    yield from (("image", image.image) for image in arguments.image if isinstance(image.image, Path))
+
+
+def _check_name(setting: str, path: Path) -> None:
+    """Whether the system can be asked for a file of this name at all; that there is none is for others to say."""
+    try:
+        os.stat(path)  # noqa: PTH116 - Path.exists hides some of the reasons
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except ValueError as error:  # NUL, or half of an emoji
+        raise SettingError(setting, str(path), "cannot be the name of a file", "Give a file's name.") from error
+    except OSError as error:
+        raise SettingError(setting, path, f"cannot be looked at ({error.strerror})", "Give another file.") from error
 
 
 def _numbers(arguments: argparse.Namespace) -> Iterator[tuple[str, object, str]]:

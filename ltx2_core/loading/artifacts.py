@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,10 @@ def select(names: Iterable[str], recipe: str, setting: str = "models", place: ob
     return Selection(checkpoint.generation_text, picks, absent)
 
 
+# Below a second to look at; a large collection of models has some thousands
+_MOST_ENTRIES = 20_000
+
+
 def select_in_folder(folder: Path, recipe: str, setting: str = "models") -> Selection:
     """:func:`select` over a folder and everything below it.
 
@@ -130,7 +136,12 @@ def select_in_folder(folder: Path, recipe: str, setting: str = "models") -> Sele
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(setting, folder, "is not a folder", "Give the folder that holds the model files.")
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    entries = list(islice(folder.rglob("*"), _MOST_ENTRIES + 1))
+    if len(entries) > _MOST_ENTRIES:
+        problem = f"holds more than {_MOST_ENTRIES:,} files and folders"
+        raise CheckpointError(setting, folder, problem, "Give the folder of the models alone, or name each file.")
+    # Path.is_file raises for what may not be looked at
+    names = sorted(path.relative_to(folder).as_posix() for path in entries if os.path.isfile(path))  # noqa: PTH113
     return select(names, recipe, setting, folder)
 
 

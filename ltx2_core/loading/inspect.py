@@ -12,6 +12,7 @@ from ..models.scaled_weights import FP8_NAME
 from ..models.text.gemma import GemmaSource
 from ..models.transformer.config import TransformerConfig
 from ..models.upsampler import UpsamplerConfig
+from ..plain_text import LONGEST_TEXT, plain
 from .checkpoint import SafetensorsFile
 from .identify import FileKind, Identity, identify
 from .keymaps import COMPONENT_KEYS, component_keys
@@ -93,8 +94,9 @@ class Inspection:
         rows += [(name, _words(value)) for name, value in self.details.items()]
         rows += [("config", line) for line in self._config_lines()]
         rows += [("problem", self.problem)] if self.problem else []
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+        shown = [(_one_line(name), _one_line(value)) for name, value in rows]
+        width = max(len(name) for name, _ in shown)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)
 
     def _config_lines(self) -> list[str]:
         if self.config is None:
@@ -140,6 +142,10 @@ def inspect_file(path: Path) -> Inspection:
         metadata={key: value for key, value in file.metadata.items() if key != "config"},
         problem=problem,
     )
+
+
+def _one_line(text: str) -> str:
+    return plain(" ".join(text.splitlines()), LONGEST_TEXT)
 
 
 def _components(file: SafetensorsFile, identity: Identity) -> dict[str, int]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -342,3 +345,53 @@ def test_the_working_command_line_gets_past_every_check(world: World) -> None:
     with pytest.raises(AssertionError, match="were read"):
         cli.main([*world.options(), "--quiet"])
     assert not (world.folder / "clip.mp4").exists()
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "fuzz" / "options.py"
+    spec = importlib.util.spec_from_file_location("fuzz_options", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def each(fuzz: ModuleType, world: World) -> Iterator[Any]:
+    with fuzz.bench("ltx2_two_stage", world.folder, world.new, seconds=30.0) as made:
+        yield made
+
+
+def test_every_option_takes_what_nobody_means(
+    fuzz: ModuleType, each: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tried = [
+        (option, value) for option in fuzz.OPTIONS for value in fuzz.values(option, 0 if option in fuzz.SLOW else 4)
+    ]
+    problems = {tried_one: problem for tried_one in tried if (problem := each.problem(*tried_one)) is not None}
+    assert not problems
+    assert len(tried) > 120 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("width", "9" * 400),
+        ("width", "18446744073709551616"),
+        ("fps", "1e-320"),
+        ("negative-prompt", "half \ud83d"),
+        ("prompt", "a\0b"),
+        ("image", "i.png@0:nan"),
+        ("output", "--"),
+        ("seed", "18446744073709551616"),
+        ("lora", "\udcff.safetensors:1"),
+        ("sigmas", ",".join(["1"] * 3000) + ",0"),
+        ("video-guidance", "cfg=1e308"),
+        ("checkpoint", "a" * 70_000),
+    ],
+    ids=lambda value: value[:20].encode("ascii", "replace").decode(),
+)
+def test_of_those_these(each: Any, option: str, value: str) -> None:
+    assert each.problem(option, value) is None

@@ -27,6 +27,10 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _USE_BF16 = "Use the bf16 file of the same model."
