@@ -220,6 +220,7 @@ def serve(
 
 # Of the request that is being answered
 _QUEUED: ContextVar[Mapping[str, Any] | None] = ContextVar("ltx2_queued", default=None)
+_WRITTEN: ContextVar[Mapping[str, Mapping[str, Any]] | None] = ContextVar("ltx2_written", default=None)
 
 
 def follow_queue() -> None:
@@ -229,6 +230,8 @@ def follow_queue() -> None:
         graph = request.get("prompt")
         whole = isinstance(graph, dict) and all(isinstance(node, dict) for node in graph.values())
         _QUEUED.set(graph if whole else None)
+        nodes = graph.items() if whole and isinstance(graph, dict) else ()
+        _WRITTEN.set({str(key): dict(i) for key, node in nodes if isinstance(i := node.get("inputs"), dict)})
         return request
 
     server = _server()
@@ -248,6 +251,13 @@ def queued_inputs(kind: type) -> dict[str, Any]:
     key = str(getattr(getattr(kind, "hidden", None), "unique_id", None))
     graph = _QUEUED.get() or {}
     inputs = graph.get(key, {}).get("inputs", {})
+    return {name: None if isinstance(value, list) else value for name, value in inputs.items()}
+
+
+def inputs_as_written(kind: type) -> dict[str, Any]:
+    """As :func:`queued_inputs`, before the host made values of the inputs' types of them."""
+    key = str(getattr(getattr(kind, "hidden", None), "unique_id", None))
+    inputs = (_WRITTEN.get() or {}).get(key, {})
     return {name: None if isinstance(value, list) else value for name, value in inputs.items()}
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +21,8 @@ import pytest
 from huggingface_hub import HfApi
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, LTX2Error, OutputError
 from ltx2_two_stage.ltx2_core.loading import download_process
-from ltx2_two_stage.ltx2_core.loading.download import remote_sizes
-from ltx2_two_stage.ltx2_core.loading.download_process import check_space, fetch
+from ltx2_two_stage.ltx2_core.loading.download import remote_files, remote_sizes
+from ltx2_two_stage.ltx2_core.loading.download_process import check_space, fetch, partial_bytes
 
 REPOSITORY, PATH = "Lightricks/LTX-2.3", "sub/ltx-2.3-22b-dev.safetensors"
 DATA = os.urandom(12_000_000)
@@ -38,6 +42,8 @@ def hub(fake_hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     fake_hub.pause = 0.0
     fake_hub.gated.clear()
     fake_hub.wrong_size.clear()
+    fake_hub.wrong_sum.clear()
+    fake_hub.status = 0
 
 
 @pytest.fixture
@@ -61,7 +67,11 @@ def test_a_file_comes_whole_with_its_progress_and_nothing_else(hub: Any, target:
     assert seen == sorted(seen) and seen[-1] == len(DATA) and any(0 < nbytes < len(DATA) for nbytes in seen)
 
 
-def test_a_stopped_download_leaves_nothing_and_ends_at_once(hub: Any, target: Path) -> None:
+def left(target: Path) -> Path:
+    return target.with_name(f".{target.name}.download")
+
+
+def test_a_stopped_download_ends_at_once_and_the_next_one_goes_on(hub: Any, target: Path) -> None:
     hub.pause = 1.0
 
     def stop(nbytes: int) -> None:
@@ -72,13 +82,121 @@ def test_a_stopped_download_leaves_nothing_and_ends_at_once(hub: Any, target: Pa
     with pytest.raises(Stopped):
         fetch(REPOSITORY, PATH, len(DATA), target, stop)
     assert time.monotonic() - begun < 10, "the whole file takes 12 s"
+    assert list(target.parent.iterdir()) == [left(target)], "nothing under its name"
+    have = partial_bytes(target)
+    hub.pause = 0.0
+    hub.ranges.clear()
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert 0 < have < len(DATA) and len(hub.ranges) == 1 and hub.ranges[0] > 0
+    assert target.read_bytes() == DATA and list(target.parent.iterdir()) == [target]
+
+
+def leave_part(target: Path, data: bytes, **facts: Any) -> None:
+    """What a process that was killed has left."""
+    left(target).mkdir()
+    (left(target) / "partial").write_bytes(data)
+    etag = hashlib.sha256(DATA).hexdigest()
+    known = {"repository": REPOSITORY, "path": PATH, "etag": etag, "nbytes": len(DATA), "commit": "f" * 40}
+    (left(target) / "facts.json").write_text(json.dumps({**known, **facts}))
+
+
+@pytest.mark.parametrize("have", [1, 5_000_000, len(DATA) - 1, len(DATA)])
+def test_a_part_of_the_same_bytes_is_gone_on_with(hub: Any, target: Path, have: int) -> None:
+    """Whatever the commit was that it came from: a repository moves on, and the file stays."""
+    leave_part(target, DATA[:have])
+    hub.ranges.clear()
+    assert fetch(REPOSITORY, PATH, len(DATA), target, nothing) == hub.commit
+    assert target.read_bytes() == DATA and list(target.parent.iterdir()) == [target]
+    assert hub.ranges == ([have] if have < len(DATA) else [])
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"etag": "0" * 64}, {"path": "other"}, {"repository": "a/b"}, {"nbytes": 7}, {"more": 1}],
+    ids=lambda facts: next(iter(facts)),
+)
+def test_a_part_of_other_bytes_is_not(hub: Any, target: Path, facts: dict[str, Any]) -> None:
+    leave_part(target, bytes(4_000_000), **facts)
+    hub.ranges.clear()
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert target.read_bytes() == DATA and hub.ranges == []
+
+
+@pytest.mark.parametrize("part", [bytes(1000), DATA + b"more"], ids=["damaged", "too long"])
+def test_a_part_that_is_damaged_never_gets_the_name(hub: Any, target: Path, part: bytes) -> None:
+    leave_part(target, part)
+    if len(part) < len(DATA):
+        with pytest.raises(CheckpointError, match="its SHA-256 is [0-9a-f]{64}, and should be [0-9a-f]{64}"):
+            fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+        assert list(target.parent.iterdir()) == []
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("stated", ["by the hub", "by the caller"])
+def test_another_sum_than_stated_is_refused(hub: Any, target: Path, stated: str) -> None:
+    hub.wrong_sum.update({PATH} if stated == "by the hub" else ())
+    asked = {} if stated == "by the hub" else {"sha256": "A" * 64}
+    with pytest.raises(CheckpointError, match="sent a damaged sub/ltx-2.3-22b-dev.safetensors: its SHA-256 is"):
+        fetch(REPOSITORY, PATH, len(DATA), target, nothing, **asked)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_download_that_was_complete_is_only_checked(hub: Any, target: Path) -> None:
+    leave_part(target, DATA)
+    (left(target) / "partial").rename(left(target) / "complete")
+    hub.pause = 5.0
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert target.read_bytes() == DATA
+
+
+def test_a_branch_is_resolved_once(hub: Any, target: Path) -> None:
+    hub.asked.clear()
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert f"{REPOSITORY}/resolve/{hub.commit}/{PATH}" == hub.asked[-1]
+    files = remote_files(REPOSITORY, [PATH, "README.md"], client=HfApi(endpoint=hub.url))
+    assert {file.commit for file in files.values()} == {hub.commit}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "does not exist, or is private"), (404, "has no file|does not exist"), (403, "gated")],
+)
+def test_what_the_hub_answers_is_said(hub: Any, target: Path, status: int, words: str) -> None:
+    hub.status = status
+    with pytest.raises(CheckpointError, match=words):
+        fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert list(target.parent.iterdir()) == []
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers everything with a page, as a proxy that wants people to log in does."""
+
+    def log_message(self, *args: Any) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "6")
+        self.end_headers()
+
+
+def test_a_page_is_no_file(hub: Any, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(CheckpointError, match="is not answered by a Hugging Face Hub.*Check HF_ENDPOINT"):
+            fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    finally:
+        server.shutdown()
+        server.server_close()
     assert list(target.parent.iterdir()) == []
 
 
 def test_what_a_killed_download_left_is_removed(hub: Any, target: Path) -> None:
-    left = target.with_name(f".{target.name}.download")
-    left.mkdir()
-    (left / "half").write_bytes(b"x")
+    left(target).mkdir()
+    (left(target) / "half").write_bytes(b"x")
     fetch(REPOSITORY, PATH, len(DATA), target, nothing)
     assert list(target.parent.iterdir()) == [target]
 
