@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def accept(licences: Iterable[str] = tuple(LICENCES)) -> Path:
         part.write_text(json.dumps({"accepted": names}, indent=2) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         fix = f"Set {FOLDER} to a folder that you may write to, or {ENVIRONMENT}=yes."
         raise OutputError("licences", path, f"cannot be written ({error.strerror or error})", fix) from error
     return path

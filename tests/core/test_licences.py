@@ -28,9 +28,9 @@ def test_what_was_accepted_stays(settings: Path) -> None:
 
 @pytest.mark.parametrize(
     "kept",
-    ["", "true", "null", "[]", '{"accepted": true}', '{"accepted": "LTX"}', '{"accepted": [1, true, null]}', "{", "[" * 9999],
+    ["", "true", "null", "[]", '{"accepted": true}', '{"accepted": "LTX"}', '{"accepted": [1, null]}', "{", "[" * 9999],
     ids=range(9),
-)  # fmt: skip
+)
 def test_anything_else_in_the_file_is_no_consent(settings: Path, kept: str) -> None:
     settings.parent.mkdir()
     settings.write_text(kept)
