@@ -193,7 +193,7 @@ def fetch_all(files: list[Release], surface: host.NodeSurface) -> list[str]:
         said = (release.repository, release.path, sizes[release], targets[release], progress.report)
         commit = fetch(*said, revision=remote[release].commit, sha256=remote[release].sha256)
         progress.before += sizes[release]
-        lines.append(f"{targets[release]} was fetched, revision {commit[:12]}.")
+        lines.append(f"{targets[release]} was fetched. It is of revision {commit[:12]}.")
     return lines
 
 

@@ -75,14 +75,16 @@ def left(target: Path) -> Path:
 def test_a_stopped_download_ends_at_once_and_the_next_one_goes_on(hub: Any, target: Path) -> None:
     hub.pause = 1.0
 
+    stopped = []
+
     def stop(nbytes: int) -> None:
         if (left(target) / "partial").exists():
+            stopped.append(time.monotonic())
             raise Stopped
 
-    begun = time.monotonic()
     with pytest.raises(Stopped):
         fetch(REPOSITORY, PATH, len(DATA), target, stop)
-    assert time.monotonic() - begun < 10, "the whole file takes 12 s"
+    assert time.monotonic() - stopped[0] < 10, "the whole file takes 12 s"
     assert list(target.parent.iterdir()) == [left(target)], "nothing under its name"
     hub.pause = 0.0
     fetch(REPOSITORY, PATH, len(DATA), target, nothing)

@@ -113,7 +113,9 @@ def test_an_interrupt_stops_a_download_and_the_next_one_goes_on(host: Any, hub: 
     deadline = time.monotonic() + 60
     while not any(path.endswith(f"resolve/{hub.commit}/{NAME}") for path in hub.asked) and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1.0)
+    part = checkpoints(host) / f".{NAME}.download" / "partial"
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert sorted(checkpoints(host).iterdir()) != before, "it is under way, beside its place"
     assert NAME not in listed(host)
     begun = time.monotonic()

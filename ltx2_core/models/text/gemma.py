@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import CheckpointError, ConfigError
 from ..scaled_weights import FP8_NAME, ScaledWeights, ScaledWeightsError, dequantised
-from .gemma_config import GemmaConfig, GemmaSizes
+from .gemma_config import SLIDING, GemmaConfig, GemmaSizes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
 
 __all__ = ["GemmaSource", "PromptTokenizer", "TokenizedPrompt", "gemma_hidden_states", "gemma_states"]
@@ -349,7 +349,13 @@ def _read_json(path: Path, setting: str) -> dict[str, Any]:
 def _text_model(config: GemmaConfig) -> nn.Module:
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
-    return Gemma3TextModel(Gemma3TextConfig(**config.arguments()))
+    model = Gemma3TextModel(Gemma3TextConfig(**config.arguments()))
+    wanted = [kind == SLIDING for kind in config.layer_types]
+    if [
+        getattr(layer.self_attn, "is_sliding", kind) for layer, kind in zip(model.layers, wanted, strict=True)
+    ] != wanted:
+        raise RuntimeError("this version of transformers cannot lay the layers out as the file says: use 4.53 or newer")
+    return model
 
 
 def _compute_buffers(model: nn.Module, device: torch.device) -> None:
@@ -361,6 +367,8 @@ def _compute_buffers(model: nn.Module, device: torch.device) -> None:
             # Its own config: in transformers 4 the local and the global one differ in it
             model.set_submodule(name, Gemma3RotaryEmbedding(module.config).to(device))
         elif isinstance(module, Gemma3TextScaledWordEmbedding):
+            if "embed_scale" not in dict(module.named_buffers()):
+                continue  # a plain number, before transformers 4.51
             scale = torch.tensor(module.embedding_dim**0.5, device=device)
             module.register_buffer("embed_scale", scale, persistent=False)
     if left := [name for name, buffer in model.named_buffers() if buffer.is_meta]:
