@@ -268,6 +268,19 @@ def _told(failure: Exception | None) -> None:
         raise OutputError("standard output", "-", f"writing failed ({failure})", "Check where it goes.")
 
 
+def accept_licences(arguments: argparse.Namespace) -> None:
+    """Notes that the user accepts the licences, and says which these are."""
+    from .ltx2_core.loading.licences import LICENCES, accept, missing_consent
+
+    kept = None if arguments.list else accept()
+    missing = missing_consent(LICENCES)
+    for licence, repositories in LICENCES.items():
+        state = "not accepted yet" if licence in missing else "accepted"
+        sys.stdout.write(f"{licence} ({state}): on the pages of {', '.join(repositories)} on Hugging Face\n")
+    if kept is not None:
+        sys.stdout.write(f"Noted in {kept}\n")
+
+
 def bench(arguments: argparse.Namespace) -> None:
     from .terminal.bench import bench as run
 
@@ -279,6 +292,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "make-tiny": make_tiny,
     "demo": demo,
     "inspect": inspect,
+    "accept-licences": accept_licences,
     "bench": bench,
 }
 

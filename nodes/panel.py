@@ -25,6 +25,7 @@ from ..device_manager.modes import AUTO, MODE_NAMES, Mode
 from ..ltx2_core.errors import LTX2Error, is_out_of_memory
 from ..ltx2_core.types import RunReport
 from . import host
+from .download import accept_licences, licences
 from .handle import PIPELINES, Opened, PipelineHandle
 from .progress import NodeProgress, StageProgress, label, summary
 
@@ -175,8 +176,13 @@ class Panel:
         """Adds the routes to ComfyUI's server, and begins to tell its pages of changes."""
         PIPELINES.on_change = self.changed
         host.serve(
-            {"/ltx2/status": self.read},
-            {"/ltx2/release": self.release, "/ltx2/restore": self.restore, "/ltx2/mode": self.change_mode},
+            {"/ltx2/status": self.read, "/ltx2/licences": licences},
+            {
+                "/ltx2/release": self.release,
+                "/ltx2/restore": self.restore,
+                "/ltx2/mode": self.change_mode,
+                "/ltx2/licences": accept_licences,
+            },
         )
 
 

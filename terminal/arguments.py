@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     _make_tiny(add("make-tiny", help="write small model files with random weights", description=_MAKE_TINY))
     _demo(add("demo", help="make-tiny, then a clip from it, into output/", description=_DEMO))
     _inspect(add("inspect", help="show what a model file holds", description=_INSPECT))
+    _licences(add("accept-licences", help="accept the licences of the model files", description=_LICENCES))
     bench.add_arguments(add("bench", help="measure on a GPU", description=bench.DESCRIPTION))
     return parser
 
@@ -68,6 +69,11 @@ _DEMO = "Writes tiny model files with random weights and makes a clip from them:
 _INSPECT = "Shows kind, version, config, dtype and bytes of a safetensors file. Never reads weights."
 
 
+_LICENCES = (
+    "Accepts the licences of the model files, for this user on this machine. LTX-2 Download fetches none before."
+)
+
+
 def _generate(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("model files")
     files.add_argument(
@@ -76,7 +82,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--download",
         action="store_true",
-        help="take --checkpoint OWNER/NAME from the Hugging Face Hub",
+        help="take --checkpoint OWNER/NAME from the Hugging Face Hub; you accept the licences of its page, and Gemma's",
     )
     files.add_argument("--gemma", type=Path, metavar="DIR", help="Gemma 3 12B: Hugging Face folder, or one file")
     files.add_argument("--upsampler", type=Path, metavar="F", help="latent upsampler, for recipes of two stages")
@@ -181,6 +187,11 @@ def _make_tiny(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
+    _talk(parser)
+
+
+def _licences(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--list", action="store_true", help="only show them, and where they are to be read")
     _talk(parser)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,9 @@ from ..ltx2_core.errors import SettingError
 from ..ltx2_core.loading.artifacts import Role, select_in_folder
 from ..ltx2_core.loading.download import REPOSITORIES, download_gemma, download_set
 from ..ltx2_core.loading.model_set import LoRASource, ModelFiles
+from ..ltx2_core.loading.releases import GEMMA_LICENCE
+
+log = logging.getLogger("ltx2.cli")
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -53,5 +57,6 @@ def _downloaded(repository: Path, recipe: str, with_gemma: bool) -> dict[Role, P
     if not _REPOSITORY.fullmatch(name):
         fix = f"Write owner/name, such as {REPOSITORIES['2.3']}, or leave --download out for files of this machine."
         raise SettingError("checkpoint", name, "is no repository's name", fix)
+    log.info("%s is fetched under the licence on its page, Gemma under the %s", name, GEMMA_LICENCE)
     _, paths = download_set(name, recipe)
     return {**paths, Role.GEMMA: download_gemma()} if with_gemma else paths

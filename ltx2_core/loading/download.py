@@ -243,7 +243,7 @@ def find_remote(repository: str, path: str, revision: str) -> RemoteBytes:
 def read_remote(remote: RemoteBytes, target: Path) -> None:
     """Appends to a file what is missing of it. To be called inside :func:`explained`."""
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not re-exported
 
     have = target.stat().st_size if target.exists() else 0
     # Else compressed on its way, a part could not be asked for

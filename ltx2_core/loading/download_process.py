@@ -153,8 +153,11 @@ def _sha256_of(path: Path, alive: Callable[[], None]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """The process: downloads one file, or prints why not and ends with 1. Ends when its standard input does."""
+    from huggingface_hub import constants
+
     repository, path, folder, revision = arguments
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    constants.DOWNLOAD_CHUNK_SIZE = 2**20  # of 10 MB nothing is seen on a slow line, and more is lost at an end
     try:
         _obtain(repository, path, Path(folder), revision)
     except (CheckpointError, OutputError) as error:
@@ -235,17 +238,14 @@ def _end(process: subprocess.Popen[str]) -> None:
             pipe.close()
 
 
-def _bytes_in(folder: Path) -> int:
-    """What is written in a folder so far. A file may be as long as it will be before it is filled."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            try:
-                status = (Path(parent) / name).stat()
-            except OSError:  # renamed meanwhile
-                continue
-            total += min(status.st_size, getattr(status, "st_blocks", status.st_size) * 512)
-    return total
+def _bytes_in(staging: Path) -> int:
+    """What is there of the file so far."""
+    for name in (COMPLETE, PARTIAL):
+        try:
+            return (staging / name).stat().st_size
+        except OSError:  # not there yet, or renamed meanwhile
+            continue
+    return 0
 
 
 def _failure(said: str, repository: str, path: str, code: int) -> LTX2Error:

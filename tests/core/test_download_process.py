@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
+import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, file_download
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, LTX2Error, OutputError
 from ltx2_two_stage.ltx2_core.loading import download_process
-from ltx2_two_stage.ltx2_core.loading.download import remote_sizes
-from ltx2_two_stage.ltx2_core.loading.download_process import check_space, fetch
+from ltx2_two_stage.ltx2_core.loading.download import remote_files, remote_sizes
+from ltx2_two_stage.ltx2_core.loading.download_process import check_space, fetch, partial_bytes
 
 REPOSITORY, PATH = "Lightricks/LTX-2.3", "sub/ltx-2.3-22b-dev.safetensors"
 DATA = os.urandom(12_000_000)
@@ -38,6 +43,8 @@ def hub(fake_hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
     fake_hub.pause = 0.0
     fake_hub.gated.clear()
     fake_hub.wrong_size.clear()
+    fake_hub.wrong_sum.clear()
+    fake_hub.status = 0
 
 
 @pytest.fixture
@@ -61,24 +68,173 @@ def test_a_file_comes_whole_with_its_progress_and_nothing_else(hub: Any, target:
     assert seen == sorted(seen) and seen[-1] == len(DATA) and any(0 < nbytes < len(DATA) for nbytes in seen)
 
 
-def test_a_stopped_download_leaves_nothing_and_ends_at_once(hub: Any, target: Path) -> None:
+def left(target: Path) -> Path:
+    return target.with_name(f".{target.name}.download")
+
+
+def test_a_stopped_download_ends_at_once_and_the_next_one_goes_on(hub: Any, target: Path) -> None:
     hub.pause = 1.0
 
+    stopped = []
+
     def stop(nbytes: int) -> None:
-        if nbytes:
+        if (left(target) / "partial").exists():
+            stopped.append(time.monotonic())
             raise Stopped
 
-    begun = time.monotonic()
     with pytest.raises(Stopped):
         fetch(REPOSITORY, PATH, len(DATA), target, stop)
-    assert time.monotonic() - begun < 10, "the whole file takes 12 s"
+    assert time.monotonic() - stopped[0] < 10, "the whole file takes 12 s"
+    assert list(target.parent.iterdir()) == [left(target)], "nothing under its name"
+    hub.pause = 0.0
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert target.read_bytes() == DATA and list(target.parent.iterdir()) == [target]
+
+
+class Here:
+    """A download's process that runs in this one, at once."""
+
+    def __init__(self, repository: str, path: str, staging: Path, revision: str = "main") -> None:
+        self.stdin, self.stdout, self.returncode = None, io.StringIO(), 0
+        try:
+            download_process._obtain(repository, path, staging, revision)
+        except (CheckpointError, OutputError) as error:
+            facts = {"kind": type(error).__name__, **{name: str(value) for name, value in vars(error).items()}}
+            self.stdout, self.returncode = io.StringIO(json.dumps(facts)), 1
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture
+def here(hub: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The hub, with downloads in this process: starting one for each takes a second."""
+
+    def ask(url: str) -> None:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        template = "{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{template}")
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{template}", raising=False)
+
+    ask(hub.url)
+    hub.ask_at = ask
+    monkeypatch.setattr(download_process, "_start", Here)
+    return hub
+
+
+def leave_part(target: Path, data: bytes, **facts: Any) -> None:
+    """What a process that was killed has left."""
+    left(target).mkdir()
+    (left(target) / "partial").write_bytes(data)
+    etag = hashlib.sha256(DATA).hexdigest()
+    known = {"repository": REPOSITORY, "path": PATH, "etag": etag, "nbytes": len(DATA), "commit": "f" * 40}
+    (left(target) / "facts.json").write_text(json.dumps({**known, **facts}))
+
+
+@pytest.mark.parametrize("have", [1, 5_000_000, len(DATA) - 1, len(DATA)])
+def test_a_part_of_the_same_bytes_is_gone_on_with(here: Any, target: Path, have: int) -> None:
+    """Whatever the commit was that it came from: a repository moves on, and the file stays."""
+    leave_part(target, DATA[:have])
+    assert partial_bytes(target) == have
+    here.ranges.clear()
+    assert fetch(REPOSITORY, PATH, len(DATA), target, nothing) == here.commit
+    assert target.read_bytes() == DATA and list(target.parent.iterdir()) == [target]
+    assert here.ranges == ([have] if have < len(DATA) else [])
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"etag": "0" * 64}, {"path": "other"}, {"repository": "a/b"}, {"nbytes": 7}, {"more": 1}],
+    ids=lambda facts: next(iter(facts)),
+)
+def test_a_part_of_other_bytes_is_not(here: Any, target: Path, facts: dict[str, Any]) -> None:
+    leave_part(target, bytes(4_000_000), **facts)
+    here.ranges.clear()
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert target.read_bytes() == DATA and here.ranges == []
+
+
+@pytest.mark.parametrize("part", [bytes(1000), DATA + b"more"], ids=["damaged", "too long"])
+def test_a_part_that_is_damaged_never_gets_the_name(here: Any, target: Path, part: bytes) -> None:
+    leave_part(target, part)
+    if len(part) < len(DATA):
+        with pytest.raises(CheckpointError, match=r"its SHA-256 is [0-9a-f]{64}, and should be [0-9a-f]{64}"):
+            fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+        assert list(target.parent.iterdir()) == []
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert target.read_bytes() == DATA
+
+
+@pytest.mark.parametrize("stated", ["by the hub", "by the caller"])
+def test_another_sum_than_stated_is_refused(here: Any, target: Path, stated: str) -> None:
+    here.wrong_sum.update({PATH} if stated == "by the hub" else ())
+    asked = {} if stated == "by the hub" else {"sha256": "A" * 64}
+    with pytest.raises(CheckpointError, match=r"sent a damaged sub/ltx-2\.3-22b-dev\.safetensors: its SHA-256 is"):
+        fetch(REPOSITORY, PATH, len(DATA), target, nothing, **asked)
     assert list(target.parent.iterdir()) == []
 
 
-def test_what_a_killed_download_left_is_removed(hub: Any, target: Path) -> None:
-    left = target.with_name(f".{target.name}.download")
-    left.mkdir()
-    (left / "half").write_bytes(b"x")
+def test_a_download_that_was_complete_is_only_checked(here: Any, target: Path) -> None:
+    leave_part(target, DATA)
+    (left(target) / "partial").rename(left(target) / "complete")
+    here.pause = 5.0
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert target.read_bytes() == DATA
+
+
+def test_a_branch_is_resolved_once(here: Any, target: Path) -> None:
+    here.asked.clear()
+    fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert f"{REPOSITORY}/resolve/{here.commit}/{PATH}" == here.asked[-1]
+    files = remote_files(REPOSITORY, [PATH, "README.md"], client=HfApi(endpoint=here.url))
+    assert {file.commit for file in files.values()} == {here.commit}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "does not exist, or is private"),
+        (404, "answered with an error .404"),
+        (429, "too many requests"),
+        (503, "error .503"),
+        (403, "gated"),
+    ],
+)
+def test_what_the_hub_answers_is_said(here: Any, target: Path, status: int, words: str) -> None:
+    here.status = status
+    with pytest.raises(CheckpointError, match=words):
+        fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    assert list(target.parent.iterdir()) == []
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers everything with a page, as a proxy that wants people to log in does."""
+
+    def log_message(self, *args: Any) -> None: ...
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", "6")
+        self.end_headers()
+
+
+def test_a_page_is_no_file(here: Any, target: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here.ask_at(f"http://127.0.0.1:{server.server_port}")
+    try:
+        with pytest.raises(CheckpointError, match=r"is not answered by a Hugging Face Hub.*Check HF_ENDPOINT"):
+            fetch(REPOSITORY, PATH, len(DATA), target, nothing)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert list(target.parent.iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_removed(here: Any, target: Path) -> None:
+    left(target).mkdir()
+    (left(target) / "half").write_bytes(b"x")
     fetch(REPOSITORY, PATH, len(DATA), target, nothing)
     assert list(target.parent.iterdir()) == [target]
 

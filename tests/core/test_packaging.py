@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 if sys.version_info >= (3, 11):
@@ -51,6 +54,64 @@ def test_users_of_the_nodes_keep_their_torch() -> None:
     assert names, "no requirement was read"
     assert not {"torch", "torchvision", "torchaudio", "triton", "diffusers"} & set(names)
     assert not any("==" in line for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+
+
+# The lowest versions in a ComfyUI of today whose packages nobody has updated: its own bounds, and those of transformers
+OLDEST = {
+    "transformers": "4.50.3",
+    "huggingface-hub": "0.26.0",
+    "tokenizers": "0.21",
+    "safetensors": "0.4.3",
+    "numpy": "1.25.0",
+    "tqdm": "4.27",
+    "sentencepiece": "0.2.0",
+    "pillow": "10.0.0",
+    "av": "16.0.0",
+    "packaging": "20.0",
+    "psutil": "5.9",
+    "pyyaml": "5.1",
+    "torch": "2.4",
+}
+ADDED = {"peft", "accelerate"}
+
+
+def own_requirements() -> list[Requirement]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [Requirement(line) for line in lines if line.split("#")[0].strip()]
+
+
+def requirements_of(package: str) -> list[Requirement]:
+    return [found for text in requires(package) or () if (found := Requirement(text)).marker is None]
+
+
+def test_pip_raises_nothing_that_a_comfyui_has() -> None:
+    """Neither for us nor for what comes along; and no version is too new."""
+    for requirement in [*own_requirements(), *requirements_of("peft")]:
+        name = requirement.name.lower().replace("_", "-")
+        if name in ADDED:
+            continue
+        assert requirement.specifier.contains(OLDEST[name]), f"{requirement} raises {name} {OLDEST[name]}"
+        assert not any(bound.operator in ("<", "<=", "==", "~=", "!=") for bound in requirement.specifier), requirement
+
+
+def test_the_page_names_all_that_pip_adds() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in ADDED)
+    floor = next(requirement for requirement in own_requirements() if requirement.name == "transformers")
+    assert str(floor.specifier) == f">={OLDEST['transformers']}" and f"`transformers` {OLDEST['transformers']}" in text
+
+
+def test_a_host_of_this_machine_accepts_us(comfyui: Any) -> None:
+    """What its own list asks for is never below what we ask for, and its packages fit."""
+    theirs = {}
+    for line in (comfyui.folder / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if text := line.split("#")[0].strip():
+            found = Requirement(text)
+            theirs[found.name.lower().replace("_", "-")] = found
+    for requirement in own_requirements():
+        host = theirs.get(requirement.name.lower().replace("_", "-"))
+        for bound in host.specifier if host else ():
+            assert requirement.specifier.contains(bound.version), f"{requirement} is above {host}"
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "constraints.txt", "pyproject.toml", "Makefile", ".ci/run"])

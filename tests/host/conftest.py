@@ -150,7 +150,11 @@ class Host:
         command += ["--database-url", "sqlite:///:memory:", "--disable-api-nodes", "--disable-auto-launch", *options]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}
+                command,
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "LTX2_SETTINGS": str(base / "settings"), **variables},
             )
 
     @property

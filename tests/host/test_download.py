@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +29,21 @@ def hub(host: Any, fake_hub: Any) -> Iterator[Any]:
     fake_hub.files[REPOSITORY] = {NAME: DATA, "ltx-2-19b-dev.safetensors": b"x"}
     fake_hub.files[GEMMA_REPOSITORY] = {GEMMA: b"gemma"}
     fake_hub.asked.clear()
+    accept_here(host)
     yield fake_hub
     fake_hub.pause = 0.0
     fake_hub.gated.clear()
     for path in (checkpoints(host) / NAME, host.base / "models" / "text_encoders" / Path(GEMMA).name):
         path.unlink(missing_ok=True)
+    shutil.rmtree(checkpoints(host) / f".{NAME}.download", ignore_errors=True)
+
+
+def accept_here(host: Any) -> None:
+    assert host.post("/ltx2/licences", {"accept": True})["missing"] == []
+
+
+def forget(host: Any) -> None:
+    (host.base / "settings" / "licences.json").unlink()
 
 
 def checkpoints(host: Any) -> Path:
@@ -44,6 +55,23 @@ def listed(host: Any) -> list[str]:
     loader = host.get("/object_info/LTX2TwoStageLoader")["LTX2TwoStageLoader"]
     names: list[str] = loader["input"]["required"]["checkpoint"][1]["options"]
     return names
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_what_a_workflow_says_is_no_consent(host: Any, hub: Any, value: bool) -> None:
+    forget(host)
+    (text,) = host.outputs(download(value))["download"]["text"]
+    assert "Nothing was fetched." in text and "press the button of this node, or run ltx2 accept-licences" in text
+    assert hub.asked == [] and host.get("/ltx2/licences")["missing"] == [
+        "LTX-2 Community License Agreement",
+        "Gemma Terms of Use",
+    ]
+
+
+@pytest.mark.parametrize("value", ["False", "true", 0, 1, "0"])
+def test_texts_and_numbers_are_no_switch(host: Any, hub: Any, value: Any) -> None:
+    assert "must be true or false" in host.refusal(download(value))
+    assert hub.asked == []
 
 
 def test_nothing_is_fetched_before_the_licences_are_accepted(host: Any, hub: Any) -> None:
@@ -78,14 +106,16 @@ def test_what_is_missing_is_fetched_to_where_the_loader_finds_it(host: Any, hub:
     assert "Nothing was fetched" not in text, "nothing is missing"
 
 
-def test_an_interrupt_stops_a_download_and_leaves_nothing(host: Any, hub: Any) -> None:
+def test_an_interrupt_stops_a_download_and_the_next_one_goes_on(host: Any, hub: Any) -> None:
     hub.pause = 2.0
     before = sorted(checkpoints(host).iterdir())
     running = host.queue(download(True))
     deadline = time.monotonic() + 60
-    while not any(path.endswith(f"resolve/main/{NAME}") for path in hub.asked) and time.monotonic() < deadline:
+    while not any(path.endswith(f"resolve/{hub.commit}/{NAME}") for path in hub.asked) and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1.0)
+    part = checkpoints(host) / f".{NAME}.download" / "partial"
+    while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert sorted(checkpoints(host).iterdir()) != before, "it is under way, beside its place"
     assert NAME not in listed(host)
     begun = time.monotonic()
@@ -93,7 +123,13 @@ def test_an_interrupt_stops_a_download_and_leaves_nothing(host: Any, hub: Any) -
     status = host.wait(running)["status"]
     assert "execution_interrupted" in dict(status["messages"])
     assert time.monotonic() - begun < 8, "the file takes 16 s"
-    assert sorted(checkpoints(host).iterdir()) == before
+    assert {path.name for path in checkpoints(host).iterdir()} - {path.name for path in before} == {f".{NAME}.download"}
+    assert NAME not in listed(host)
+    hub.pause = 0.0
+    hub.ranges.clear()
+    host.outputs(download(True))
+    assert (checkpoints(host) / NAME).read_bytes() == DATA
+    assert hub.ranges and hub.ranges[0] > 0, "it goes on where it stopped"
 
 
 def test_a_gated_repository_fails_with_the_fix(host: Any, hub: Any) -> None:

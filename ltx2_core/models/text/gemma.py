@@ -21,7 +21,7 @@ from ..storage.json_text import parse_json
 from ..storage.regular import FileChanged, read_small, unreadable
 from ..storage.safetensors_file import TORCH_DTYPES, SafetensorsFile
 from ..storage.stamp import Stamp, stamp_of
-from .gemma_config import GemmaConfig, GemmaSizes
+from .gemma_config import SLIDING, GemmaConfig, GemmaSizes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
 
 __all__ = ["GemmaSource", "PromptTokenizer", "TokenizedPrompt", "gemma_hidden_states", "gemma_states"]
@@ -394,7 +394,13 @@ def _read_json(path: Path, setting: str, stamps: dict[Path, Stamp | None]) -> di
 def _text_model(config: GemmaConfig) -> nn.Module:
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
-    return Gemma3TextModel(Gemma3TextConfig(**config.arguments()))
+    model = Gemma3TextModel(Gemma3TextConfig(**config.arguments()))
+    wanted = [kind == SLIDING for kind in config.layer_types]
+    if [
+        getattr(layer.self_attn, "is_sliding", kind) for layer, kind in zip(model.layers, wanted, strict=True)
+    ] != wanted:
+        raise RuntimeError("this version of transformers cannot lay the layers out as the file says: use 4.53 or newer")
+    return model
 
 
 def _compute_buffers(model: nn.Module, device: torch.device) -> None:
@@ -406,6 +412,8 @@ def _compute_buffers(model: nn.Module, device: torch.device) -> None:
             # Its own config: in transformers 4 the local and the global one differ in it
             model.set_submodule(name, Gemma3RotaryEmbedding(module.config).to(device))
         elif isinstance(module, Gemma3TextScaledWordEmbedding):
+            if "embed_scale" not in dict(module.named_buffers()):
+                continue  # a plain number, before transformers 4.51
             scale = torch.tensor(module.embedding_dim**0.5, device=device)
             module.register_buffer("embed_scale", scale, persistent=False)
     if left := [name for name, buffer in model.named_buffers() if buffer.is_meta]:

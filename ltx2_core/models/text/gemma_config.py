@@ -165,7 +165,10 @@ class GemmaConfig:
         )
 
     def arguments(self) -> dict[str, Any]:
-        """What ``Gemma3TextConfig`` is made from; these names work in transformers 4.57 and in 5."""
+        """What ``Gemma3TextConfig`` is made from; these names work in transformers 4.50 to 5.
+
+        Before 4.53 it knows the layers by the distance of the global ones alone.
+        """
         return {
             "vocab_size": self.sizes.vocab_size,
             "hidden_size": self.sizes.hidden_size,
@@ -175,6 +178,9 @@ class GemmaConfig:
             "num_key_value_heads": self.sizes.key_value_heads,
             "head_dim": self.sizes.head_dim,
             "layer_types": list(self.layer_types),
+            "sliding_window_pattern": self.layer_types.index(GLOBAL) + 1
+            if GLOBAL in self.layer_types
+            else len(self.layer_types) + 1,
             "sliding_window": self.sliding_window,
             "query_pre_attn_scalar": _whole(self.query_scalar),
             "rms_norm_eps": self.norm_eps,
