@@ -160,7 +160,7 @@ class Pipeline:
         plan = plan_stages(self.models, request)[-1]
         if plan.phase is not Phase.STAGE_2:
             raise ValueError(f"the {request.recipe.name} recipe has no second stage")
-        self._memory.last_request = request
+        self._memory.last_request, self._memory.sound_notices = request, ()
         return denoise_stage(self.models, self.residency, request, plan, positive, None, upsampled, progress)
 
     @_stage_without_retry
