@@ -99,12 +99,15 @@ def generate(arguments: argparse.Namespace) -> None:
 def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest:
     from .ltx2_core.media.audio import read_audio
     from .ltx2_core.request import GenerationRequest
+    from .ltx2_core.stages.belonging import check_given
     from .ltx2_core.stages.validate import LONGEST_SECONDS
 
     choice = _choice(arguments)
+    recipe = choice.recipe_for(models)
+    check_given(choice, recipe, bool(arguments.image), arguments.audio is not None, arguments.image_crf)
     return GenerationRequest(
         prompt=arguments.prompt,
-        recipe=choice.recipe(models.generation, models.num_layers),
+        recipe=recipe,
         negative_prompt=arguments.negative_prompt,
         width=arguments.width,
         height=arguments.height,

@@ -18,6 +18,7 @@ from .protocols import Models, NoProgress, Progress, Residency
 from .recipes import AudioSource
 from .request import GenerationRequest, GenerationResult
 from .sampling.guidance import needs_negative
+from .stages import belonging
 from .stages.decode import decode
 from .stages.denoise import denoise_stage
 from .stages.plan import plan_stages
@@ -94,9 +95,9 @@ class Pipeline:
         other._memory = self._memory
         return other
 
-    def validate(self, request: GenerationRequest) -> None:
-        """Raises :class:`SettingError` before any weight is read."""
-        validate(self.models, request)
+    def validate(self, request: GenerationRequest, refining: bool = False) -> None:
+        """Raises :class:`SettingError` before any weight is read; ``refining`` where stage 1 is over."""
+        validate(self.models, request, refining)
 
     @_stage
     def encode_prompt(
@@ -230,6 +231,7 @@ class Pipeline:
         """What the user should read about the files, the request and the prompts of a run, in that order."""
         found = list(self.models.notices)
         if request is not None:
+            found += belonging.notices(self.models, request)
             found += request.notices
             found += request.audio.notices if request.audio is not None else ()
             prompts = (request.prompt, request.negative_prompt)
