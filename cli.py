@@ -66,6 +66,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from .ltx2_core.loading.model_set import ModelSet
     from .ltx2_core.media.mp4 import Mp4Writer, container_metadata
     from .ltx2_core.pipeline import Pipeline
+    from .ltx2_core.stages.belonging import check_given
     from .ltx2_core.stages.validate import validate
     from .ltx2_core.types import DTYPES
     from .terminal.model_files import resolve
@@ -81,6 +82,7 @@ def generate(arguments: argparse.Namespace) -> None:
     models = ModelSet.open(resolve(arguments), dtype, arguments.precision)
     request = _request(arguments, models)
     validate(models, request)
+    check_given(_choice(arguments), request, arguments.image_crf)
     pipeline = Pipeline(models, open_manager(models, device, arguments.device_mode, request.size))
 
     progress = TerminalProgress(quiet=arguments.quiet)
@@ -99,15 +101,12 @@ def generate(arguments: argparse.Namespace) -> None:
 def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest:
     from .ltx2_core.media.audio import read_audio
     from .ltx2_core.request import GenerationRequest
-    from .ltx2_core.stages.belonging import check_given
     from .ltx2_core.stages.validate import LONGEST_SECONDS
 
     choice = _choice(arguments)
-    recipe = choice.recipe_for(models)
-    check_given(choice, recipe, bool(arguments.image), arguments.audio is not None, arguments.image_crf)
     return GenerationRequest(
         prompt=arguments.prompt,
-        recipe=recipe,
+        recipe=choice.recipe_for(models),
         negative_prompt=arguments.negative_prompt,
         width=arguments.width,
         height=arguments.height,

@@ -213,7 +213,7 @@ class Pipeline:
         device, held = self.residency.device, self.residency.status()
         return RunReport(
             stages=[StageRecord(**record) for record in records],
-            notices=self._notices(request),
+            notices=self.notices(request),
             mode=self.residency.mode,
             mode_reason=self.residency.mode_reason,
             revision=request.revision.name if request else "",
@@ -227,7 +227,7 @@ class Pipeline:
             pinned_bytes=sum(held["pinned"].values()),
         )
 
-    def _notices(self, request: GenerationRequest | None) -> list[str]:
+    def notices(self, request: GenerationRequest | None) -> list[str]:
         """What the user should read about the files, the request and the prompts of a run, in that order."""
         found = list(self.models.notices)
         if request is not None:

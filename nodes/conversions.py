@@ -7,6 +7,7 @@ LATENT: "samples" is a nested tensor of the normalised latents, video (B, C, F, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -67,8 +68,8 @@ def to_context(conditioning: Conditioning, handle: PipelineHandle, setting: str)
 
 def prompt_text(conditioning: Conditioning) -> str:
     """The text that a CONDITIONING was made from, or a stand-in that says that it is not known."""
-    text: str = conditioning[0][1].get(PROMPT_KEY, "")
-    return text if text.strip() else FOREIGN_PROMPT
+    text = conditioning[0][1].get(PROMPT_KEY)
+    return text if isinstance(text, str) else FOREIGN_PROMPT
 
 
 def to_latent(pair: LatentPair, request: GenerationRequest, base: Mapping[str, Any] | None = None) -> Latent:
@@ -208,6 +209,27 @@ def to_uint8(image: Tensor) -> Tensor:
     if pixels.shape[-1] == 1:
         pixels = pixels.expand(-1, -1, 3)
     return pixels.mul(255.0).round().clamp(0, 255).to(device="cpu", dtype=torch.uint8)
+
+
+def to_clip(audio: Any) -> AudioClip:
+    """The sound of an AUDIO.
+
+    Raises:
+        SettingError: it holds none, or several.
+    """
+    fix = "Connect Load Audio, or leave audio unconnected."
+    if not isinstance(audio, Mapping) or not {"waveform", "sample_rate"} <= set(audio):
+        raise SettingError("audio", type(audio).__name__, "is no sound with a waveform and a sample_rate", fix)
+    waveform, rate = audio["waveform"], audio["sample_rate"]
+    if not torch.is_tensor(waveform) or not waveform.is_floating_point():
+        raise SettingError("audio waveform", type(waveform).__name__, "must be a tensor of floating-point samples", fix)
+    if waveform.numel() == 0:
+        raise SettingError("audio", tuple(waveform.shape), "is connected, but holds no samples", fix)
+    if waveform.ndim == 3 and waveform.shape[0] > 1:
+        raise SettingError("audio", f"batch of {waveform.shape[0]}", "must be one clip", "Choose one of the batch.")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 1 <= rate < math.inf:
+        raise SettingError("audio sample_rate", rate, "must be a positive number", "44100 and 48000 are usual.")
+    return AudioClip(waveform, int(rate))
 
 
 def to_audio(clip: AudioClip) -> dict[str, Any]:

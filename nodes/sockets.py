@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from comfy_api.latest import io
 
+from ..ltx2_core.errors import SettingError
 from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SEED, DEFAULT_SIZE, RECIPE_NAMES
 
+Given = TypeVar("Given")
+Unconnected = Literal["unconnected"]
+UNCONNECTED: Unconnected = "unconnected"  # default of an optional input: over a link comes None where nothing is
 CATEGORY = "LTX-2 Two-Stage"
 PipelineSocket = io.Custom("LTX2_PIPELINE")
 ImagesSocket = io.Custom("LTX2_IMAGES")
@@ -17,6 +21,18 @@ _LARGEST = 8192
 # What the widgets step by: two of the released video VAEs' cells, one of them in time. For one stage the page lets
 # them step by one cell (web/ltx2_sizes.js).
 _PIXEL_STEP, _FRAME_STEP = 64, 8
+
+
+def linked(setting: str, value: Given | Unconnected | None, holds: str) -> Given | None:
+    """What an optional input brings; None where nothing is connected.
+
+    Raises:
+        SettingError: something is connected, and brings nothing, such as the sound of a video without any.
+    """
+    if value is None:
+        fix = f"Remove the link to {setting}, or connect a node that gives one."
+        raise SettingError(setting, None, f"is connected, but holds no {holds}", fix)
+    return None if isinstance(value, str) else value
 
 
 def pipeline_input() -> Any:

@@ -93,8 +93,8 @@ def select(names: Iterable[str], recipe: str, setting: str = "models", place: ob
 
     Newest first: generation, then parameters, all compared as numbers; of these bf16 before fp8, then the revision.
     What is in a precision that does not load comes last. The upsampler and the LoRA are of the checkpoint's own
-    generation, whatever else there is. Where there is no distilled checkpoint, the distilled recipe takes a dev one with
-    its distilled LoRA.
+    generation, whatever else there is. Where there is no distilled checkpoint, the distilled recipe takes a dev one
+    with its distilled LoRA.
 
     Args:
         names: paths inside a folder or a repository, with slashes.

@@ -7,8 +7,9 @@ they also say what is loaded and has no effect, where a file may serve other run
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import NoReturn
 
 from ..errors import SettingError
 from ..plain_text import LONGEST_LINE, plain
@@ -20,6 +21,8 @@ from ..sampling.guidance import needs_negative
 from ..types import Phase
 from .plan import appends, placed_images
 
+_PHASES = (Phase.STAGE_1, Phase.STAGE_2)
+
 
 def check_belonging(models: Models, request: GenerationRequest, refining: bool = False) -> None:
     """Whether recipe, checkpoint, LoRAs and texts fit each other.
@@ -30,37 +33,63 @@ def check_belonging(models: Models, request: GenerationRequest, refining: bool =
     Raises:
         SettingError: they do not, or one would be ignored.
     """
-    if models.variant == DISTILLED:
-        _check_on_distilled(models, request, refining)
-    if models.variant == DEV and request.recipe.name == DISTILLED_RECIPE and not models.distilled_adapters:
-        problem = f"makes unguided steps, and {_checkpoint(models)} is a dev checkpoint: nothing but grain comes of it"
-        fix = "Give the distilled LoRA too, or the distilled checkpoint, or choose the two-stage recipe."
-        raise SettingError("recipe", request.recipe.name, problem, fix)
+    recipe, guidance = request.recipe, request.effective_guidance
+    guided = guidance.video.guided or guidance.audio.guided
+    if models.variant == DISTILLED and guided and not refining and recipe.name != DISTILLED_RECIPE:
+        problem = f"guides its steps, and {_checkpoint(models)} is a distilled checkpoint, made for steps without"
+        fix = "Choose the distilled recipe, or give the dev checkpoint."
+        raise SettingError("recipe", recipe.name, problem, fix)
+    check_adapters(models, recipe, (Phase.STAGE_2,) if refining else _PHASES[: recipe.stages])
     if not refining:
         _check_unused(request)
 
 
-def check_given(choice: RecipeChoice, recipe: Recipe, images: bool, audio: bool, image_crf: int | None = None) -> None:
+def check_adapters(models: Models, recipe: Recipe, phases: Sequence[Phase]) -> None:
+    """Whether the distilled LoRA acts where the checkpoint needs it, and not where it is distilled itself.
+
+    Args:
+        phases: the stages that will run.
+
+    Raises:
+        SettingError: the other way round.
+    """
+    if models.variant == DISTILLED:
+        for name in sorted(set().union(*(_distilling(models, recipe, phase) for phase in phases))):
+            _refuse_on_distilled(models, recipe, name)
+    if models.variant == DEV and recipe.name == DISTILLED_RECIPE and not models.distilled_adapters:
+        problem = f"makes unguided steps, and {_checkpoint(models)} is a dev checkpoint: nothing but grain comes of it"
+        fix = "Give the distilled LoRA too, or the distilled checkpoint, or choose the two-stage recipe."
+        raise SettingError("recipe", recipe.name, problem, fix)
+
+
+def check_given(choice: RecipeChoice, request: GenerationRequest, image_crf: int | None = None) -> None:
     """Whether values that were chosen have an effect on what is given.
 
     Args:
-        recipe: that of the choice.
-        images, audio: whether any are given.
+        request: made by that choice.
         image_crf: as it was asked for, None where it was not.
 
     Raises:
         SettingError: a value has none.
     """
-    if image_crf is not None and not images:
+    if image_crf is not None and not request.images:
         raise SettingError("image-crf", image_crf, "no image is given", "Leave it out, or give an image.")
-    if not audio:
+    if request.audio is None:
         return
     for key, value in _given(choice.audio):
         problem = "the sound is given, so that nothing of it is guided"
         raise SettingError(f"audio-guidance {key}", value, problem, "Leave it out; the picture's is video-guidance.")
-    if choice.separate_passes and not recipe.guidance.video.guided:
+    if choice.separate_passes and not request.recipe.guidance.video.guided:
         problem = "the sound is given and the picture is not guided, so that a step has one pass"
         raise SettingError("guidance-passes", "separate", problem, "Leave it out, or guide the picture.")
+
+
+def check_negative(recipe: Recipe, negative_prompt: str) -> None:
+    """Raises :class:`SettingError` where a text is given and nothing is guided away from it."""
+    if negative_prompt.strip() and not needs_negative(recipe.guidance):
+        problem = f"the {recipe.name} recipe guides nothing away from it here"
+        fix = "Leave it empty, or choose a guided recipe, or set cfg above 1."
+        raise SettingError("negative-prompt", negative_prompt, problem, fix)
 
 
 def notices(models: Models, request: GenerationRequest) -> tuple[str, ...]:
@@ -78,46 +107,31 @@ def _notices(models: Models, request: GenerationRequest) -> Iterator[str]:
     yield from _image_notices(models, request)
 
 
-def _check_on_distilled(models: Models, request: GenerationRequest, refining: bool) -> None:
-    recipe, guidance = request.recipe, request.effective_guidance
-    guided = guidance.video.guided or guidance.audio.guided
-    if guided and not refining and recipe.name != DISTILLED_RECIPE:
-        problem = f"guides its steps, and {_checkpoint(models)} is a distilled checkpoint, made for steps without"
-        fix = "Choose the distilled recipe, or give the dev checkpoint."
-        raise SettingError("recipe", recipe.name, problem, fix)
-    stages = _distilling(models, recipe)
-    for name in stages[1] if refining else stages[0] | stages[1]:
-        problem = f"{_checkpoint(models)} is a distilled checkpoint: the distilled LoRA would act on top"
-        if name in models.user_adapters:
-            fix = "Leave the LoRA out, or give the dev checkpoint."
-            raise SettingError("lora", models.user_adapters[name], problem, fix)
-        fix = "Set it to 0,0, or choose the distilled recipe, or give the dev checkpoint."
-        raise SettingError("distilled-strength", list(recipe.distilled_strength), problem, fix)
+def _refuse_on_distilled(models: Models, recipe: Recipe, name: str) -> NoReturn:
+    problem = f"{_checkpoint(models)} is a distilled checkpoint: the distilled LoRA would act on top"
+    if name in models.user_adapters:
+        fix = "Leave the LoRA out, or give the dev checkpoint."
+        raise SettingError("lora", models.user_adapters[name], problem, fix)
+    fix = "Set it to 0,0, or choose the distilled recipe, or give the dev checkpoint."
+    raise SettingError("distilled-strength", list(recipe.distilled_strength), problem, fix)
 
 
 def _check_unused(request: GenerationRequest) -> None:
     recipe = request.recipe
-    if request.negative_prompt.strip() and not needs_negative(request.effective_guidance):
-        problem = f"the {recipe.name} recipe guides nothing away from it"
-        fix = "Leave it empty, or choose a guided recipe or a cfg above 1."
-        raise SettingError("negative-prompt", request.negative_prompt, problem, fix)
+    check_negative(replace(recipe, guidance=request.effective_guidance), request.negative_prompt)
     if recipe.stages == 1 and recipe.distilled_strength[1]:
         problem = f"the {recipe.name} recipe has no stage 2"
         raise SettingError("distilled-strength", list(recipe.distilled_strength), problem, "Set the second one to 0.")
 
 
-def _distilling(models: Models, recipe: Recipe) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of the distilled LoRAs that act in each stage, given as such or as a user's."""
-    first, second = (
-        {name for name, strength in models.adapter_strengths(phase, recipe.distilled_strength).items() if strength}
-        & models.distilled_adapters
-        for phase in (Phase.STAGE_1, Phase.STAGE_2)
-    )
-    return frozenset(first), frozenset(second) if recipe.stages == 2 else frozenset()
+def _distilling(models: Models, recipe: Recipe, phase: Phase) -> set[str]:
+    """Names of the distilled LoRAs that act in a stage, given as such or as a user's."""
+    strengths = models.adapter_strengths(phase, recipe.distilled_strength)
+    return {name for name in models.distilled_adapters if strengths.get(name)}
 
 
 def _dev_notices(models: Models, recipe: Recipe) -> Iterator[str]:
-    first, second = _distilling(models, recipe)
+    first, second = (_distilling(models, recipe, phase) for phase in _PHASES)
     if recipe.name == DISTILLED_RECIPE and first and second:
         one, two = recipe.distilled_strength
         how = "" if not models.has_distilled_lora else f", at strength {one:g} in stage 1 and {two:g} in stage 2"
@@ -131,8 +145,7 @@ def _dev_notices(models: Models, recipe: Recipe) -> Iterator[str]:
 
 
 def _unused_loras(models: Models, recipe: Recipe) -> Iterator[str]:
-    phases = (Phase.STAGE_1, Phase.STAGE_2)[: recipe.stages]
-    strengths = [models.adapter_strengths(phase, recipe.distilled_strength) for phase in phases]
+    strengths = [models.adapter_strengths(phase, recipe.distilled_strength) for phase in _PHASES[: recipe.stages]]
     where = "both stages" if recipe.stages == 2 else "the one stage"
     for name in dict.fromkeys(name for stage in strengths for name in stage):
         if any(stage.get(name) for stage in strengths):
