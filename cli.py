@@ -80,6 +80,7 @@ def generate(arguments: argparse.Namespace) -> None:
     from .ltx2_core.loading.model_set import ModelSet
     from .ltx2_core.media.mp4 import Mp4Writer, container_metadata
     from .ltx2_core.pipeline import Pipeline
+    from .ltx2_core.stages.belonging import check_given
     from .ltx2_core.stages.validate import check_prompt, check_text, validate
     from .ltx2_core.types import DTYPES
     from .terminal.checks import check_options
@@ -99,6 +100,7 @@ def generate(arguments: argparse.Namespace) -> None:
     models = ModelSet.open(resolve(arguments), dtype, arguments.precision)
     request = _request(arguments, models)
     validate(models, request)
+    check_given(_choice(arguments), request, arguments.image_crf)
     pipeline = Pipeline(models, open_manager(models, device, arguments.device_mode, request.size))
 
     progress = TerminalProgress(quiet=arguments.quiet)
@@ -123,7 +125,7 @@ def _request(arguments: argparse.Namespace, models: Models) -> GenerationRequest
     choice = _choice(arguments)
     return GenerationRequest(
         prompt=arguments.prompt,
-        recipe=choice.recipe(models.generation, models.num_layers),
+        recipe=choice.recipe_for(models),
         negative_prompt=arguments.negative_prompt,
         width=arguments.width,
         height=arguments.height,

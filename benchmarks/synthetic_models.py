@@ -9,6 +9,7 @@ import logging
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from ..ltx2_core.models.transformer.model import LTXTransformer
 from ..ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
 from ..ltx2_core.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
 from ..ltx2_core.models.vocoder import VocoderConfig, build_vocoder
+from ..ltx2_core.recipes import UNKNOWN
 from ..ltx2_core.types import AudioGeometry, Component, Phase, ScaleFactors
 
 logger = logging.getLogger("ltx2.benchmarks")
@@ -93,6 +95,9 @@ class SyntheticModels:
     dtype = torch.bfloat16
     has_upsampler = has_distilled_lora = True
     notices = ()
+    variant = UNKNOWN
+    distilled_adapters: frozenset[str] = frozenset()
+    user_adapters: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, generation: Variant, seed: int = 0, precision: str = "bf16", tiny: bool = False) -> None:
         config = tiny_config(generation) if tiny else full_size_config(generation)

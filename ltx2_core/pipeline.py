@@ -21,6 +21,7 @@ from .protocols import Models, NoProgress, Progress, Residency
 from .recipes import AudioSource
 from .request import GenerationRequest, GenerationResult
 from .sampling.guidance import needs_negative
+from .stages import belonging
 from .stages.decode import decode, decode_audio
 from .stages.denoise import denoise_stage
 from .stages.plan import plan_stages
@@ -99,9 +100,9 @@ class Pipeline:
         other._memory = self._memory
         return other
 
-    def validate(self, request: GenerationRequest) -> None:
-        """Raises :class:`SettingError` before any weight is read."""
-        validate(self.models, request)
+    def validate(self, request: GenerationRequest, refining: bool = False) -> None:
+        """Raises :class:`SettingError` before any weight is read; ``refining`` where stage 1 is over."""
+        validate(self.models, request, refining)
 
     @_stage
     def encode_prompt(
@@ -228,7 +229,7 @@ class Pipeline:
         device, held = self.residency.device, self.residency.status()
         return RunReport(
             stages=[StageRecord(**record) for record in records],
-            notices=self._notices(request),
+            notices=self.notices(request),
             mode=self.residency.mode,
             mode_reason=self.residency.mode_reason,
             revision=request.revision.name if request else "",
@@ -242,10 +243,11 @@ class Pipeline:
             pinned_bytes=sum(held["pinned"].values()),
         )
 
-    def _notices(self, request: GenerationRequest | None) -> list[str]:
+    def notices(self, request: GenerationRequest | None) -> list[str]:
         """What the user should read about the files, the request, the prompts and the sound of a run, in that order."""
         found = list(self.models.notices)
         if request is not None:
+            found += belonging.notices(self.models, request)
             found += request.notices
             found += request.audio.notices if request.audio is not None else ()
             found += [notice for image in request.images for notice in image.notices]

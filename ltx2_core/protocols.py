@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
@@ -100,6 +100,21 @@ class Models(Protocol):
 
     @property
     def has_distilled_lora(self) -> bool: ...
+
+    @property
+    def variant(self) -> str:
+        """Of the checkpoint: "dev", "distilled", or "unknown" where neither its name nor its metadata tells."""
+        ...
+
+    @property
+    def distilled_adapters(self) -> Set[str]:
+        """Names of the adapters that are the distilled LoRA: given as such, or as a user's, by its name."""
+        ...
+
+    @property
+    def user_adapters(self) -> Mapping[str, str]:
+        """Name of every user's LoRA adapter to its file's, without folders."""
+        ...
 
     @property
     def file_names(self) -> Mapping[str, str]:

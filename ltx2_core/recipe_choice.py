@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .errors import SettingError
-from .recipes import REVISIONS, AudioSource, Recipe, Revision, official_recipe
+from .protocols import Models
+from .recipes import DEV, DISTILLED_RECIPE, REVISIONS, AudioSource, Recipe, Revision, official_recipe
 from .types import Guidance, StreamGuidance
 
 # For ``RecipeChoice.schedule_tokens``: the schedule is shifted by the tokens that the clip has in stage 1
@@ -28,12 +29,18 @@ class GuidanceChoice:
         """The guidance with these values in place of its own.
 
         Raises:
-            SettingError: blocks are given, and the STG that would perturb them is off.
+            SettingError: blocks are given, and the STG that would perturb them is off; or a rescale, and nothing is
+                guided that it would scale.
         """
         changed = replace(guidance, **_given(self))
         if self.blocks and changed.stg == 0:
             problem = "the STG scale is 0, so that no block is perturbed"
             raise SettingError(f"{setting} blocks", list(self.blocks), problem, "Set stg too, or leave blocks out.")
+        if self.rescale and not changed.guided:
+            problem = "nothing is guided, so that nothing is scaled back"
+            raise SettingError(
+                f"{setting} rescale", self.rescale, problem, "Leave it out, or set cfg, stg or modality."
+            )
         return changed
 
 
@@ -83,7 +90,7 @@ class RecipeChoice:
         )
         if not official.allows_stg:
             _check_without_stg(official, guidance)
-        if self.separate_passes and guidance == Guidance():
+        if self.separate_passes and not (guidance.video.guided or guidance.audio.guided):
             problem = "nothing is guided, so that a step has one pass"
             raise SettingError("guidance-passes", "separate", problem, "Leave it out, or choose another recipe.")
         sigmas = official.sigmas if self.sigmas is None else self.sigmas
@@ -99,6 +106,23 @@ class RecipeChoice:
             guidance=guidance,
             distilled_strength=(first, second),
         )
+
+    def recipe_for(self, models: Models) -> Recipe:
+        """The recipe for these models.
+
+        The distilled recipe runs a dev checkpoint with the distilled LoRA in both stages, where that is loaded and no
+        other strength was asked for.
+
+        Raises:
+            SettingError: as :meth:`recipe`.
+        """
+        recipe = self.recipe(models.generation, models.num_layers)
+        if recipe.name != DISTILLED_RECIPE or models.variant != DEV:
+            return recipe
+        if not models.has_distilled_lora or len(models.distilled_adapters) > 1:  # a user's LoRA does it already
+            return recipe
+        first, second = (1.0 if own is None else own for own in self.distilled_strength)
+        return replace(recipe, distilled_strength=(first, second))
 
     def _check_schedule(self, official: Recipe) -> None:
         """Fixed sigmas leave nothing to say to the number of steps and to the schedule's shift."""

@@ -61,6 +61,9 @@ REVISIONS: Mapping[str, Revision] = {
     )
 }
 
+# Variants of a checkpoint
+DEV, DISTILLED, UNKNOWN = "dev", "distilled", "unknown"
+
 STAGE_2_SIGMAS = (0.909375, 0.725, 0.421875, 0.0)
 DISTILLED_SIGMAS = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 OFFICIAL_SCHEDULE_TOKENS = 4096
@@ -119,6 +122,7 @@ def _guided(block: int) -> Guidance:
     )
 
 
+DISTILLED_RECIPE = "distilled"
 _TWO_STAGE = Recipe("two-stage", stages=2, steps=30, guidance=_guided(28))
 _HQ = Recipe(
     "hq",
@@ -134,7 +138,7 @@ _HQ = Recipe(
     allows_stg=False,
 )
 _DISTILLED = Recipe(
-    "distilled",
+    DISTILLED_RECIPE,
     stages=2,
     steps=len(DISTILLED_SIGMAS) - 1,
     guidance=Guidance(),

@@ -5,6 +5,7 @@ Axis letters used in comments: B batch, C channels, F frames, H height, W width,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -251,6 +252,12 @@ class StreamGuidance:
     rescale: float = 0.0
     blocks: tuple[int, ...] = ()
     skip: int = 0
+
+    @property
+    def guided(self) -> bool:
+        """Whether the stream is compared with anything; the official code compares scales with math.isclose."""
+        off = ((self.cfg, 1.0), (self.stg, 0.0), (self.modality, 1.0))
+        return not all(math.isclose(scale, neutral) for scale, neutral in off)
 
 
 @dataclass(frozen=True)

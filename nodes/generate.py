@@ -17,8 +17,18 @@ from .handle import PipelineHandle
 from .panel import Watched
 from .progress import stages_of
 from .report import stages_text
-from .request import clip_request, problem_when_queued
-from .sockets import CATEGORY, audio_input, clip_inputs, images_input, pipeline_input, prompt_inputs, recipe_input
+from .request import clip_request, node_choice, problem_when_queued
+from .sockets import (
+    CATEGORY,
+    UNCONNECTED,
+    Unconnected,
+    audio_input,
+    clip_inputs,
+    images_input,
+    pipeline_input,
+    prompt_inputs,
+    recipe_input,
+)
 
 
 class Generate(io.ComfyNode):
@@ -68,13 +78,13 @@ class Generate(io.ComfyNode):
         fps: float,
         seed: int,
         steps: int,
-        images: tuple[ImageCondition, ...] | None = None,
-        recipe: RecipeChoice | None = None,
-        audio: Mapping[str, Any] | None = None,
+        images: tuple[ImageCondition, ...] | Unconnected | None = UNCONNECTED,
+        recipe: RecipeChoice | Unconnected | None = UNCONNECTED,
+        audio: Mapping[str, Any] | Unconnected | None = UNCONNECTED,
     ) -> io.NodeOutput:
-        choice = recipe or RecipeChoice(preset, steps or None)
+        choice, notes = node_choice(preset, steps, recipe)
         request = clip_request(
-            pipeline, prompt, negative_prompt, choice, width, height, frames, fps, seed, images, audio
+            pipeline, prompt, negative_prompt, choice, width, height, frames, fps, seed, images, audio, notes
         )
         sink = ImageSink(request.frames)
         with Watched(pipeline, stages_of(request.recipe.stages)) as progress:

@@ -53,8 +53,7 @@ class PipelineHandle:
         Raises:
             SettingError: the preset is unknown, or a value would be ignored.
         """
-        models = self.pipeline.models
-        return self.adjusted(choice.recipe(models.generation, models.num_layers))
+        return self.adjusted(choice.recipe_for(self.pipeline.models))
 
     def with_lora(self, lora: LoRASource) -> PipelineHandle:
         """The same loaded models with one LoRA more.

@@ -8,10 +8,12 @@ from ..ltx2_core.errors import SettingError
 from ..ltx2_core.limits import checked
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.recipes import RECIPE_NAMES
+from ..ltx2_core.stages.belonging import check_adapters
 from ..ltx2_core.types import Phase
 from .handle import PipelineHandle
 from .native_model import native_model
-from .sockets import CATEGORY, pipeline_input, recipe_input
+from .request import node_choice
+from .sockets import CATEGORY, UNCONNECTED, Unconnected, pipeline_input, recipe_input
 
 STAGE_1, STAGE_2 = "stage 1", "stage 2"
 
@@ -52,13 +54,16 @@ class Model(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, pipeline: PipelineHandle, stage: str, preset: str, recipe: RecipeChoice | None = None
+        cls, pipeline: PipelineHandle, stage: str, preset: str, recipe: RecipeChoice | Unconnected | None = UNCONNECTED
     ) -> io.NodeOutput:
         models = pipeline.pipeline.models
-        strength = pipeline.chosen(recipe or RecipeChoice(preset)).distilled_strength
+        choice, _ = node_choice(preset, 0, recipe)
+        chosen = pipeline.chosen(choice)
+        strength = chosen.distilled_strength
         for value in strength:
             checked("distilled-strength", value)
         phase = Phase.STAGE_1 if stage == STAGE_1 else Phase.STAGE_2
+        check_adapters(models, chosen, (phase,))
         if strength[phase is Phase.STAGE_2] and not models.has_distilled_lora:
             fix = "Choose one in LTX-2 Loader, or the distilled preset for a checkpoint that is distilled itself."
             raise SettingError("distilled-lora", None, f"{stage} of the {preset} preset needs one", fix)

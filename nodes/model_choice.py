@@ -10,8 +10,9 @@ from comfy_api.latest import io
 
 from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.loading.artifact_names import Role, parse_name
+from ..ltx2_core.loading.artifacts import newest
 from ..ltx2_core.loading.model_set import ModelFiles
-from ..ltx2_core.loading.releases import GENERATIONS, Release, find_release, release_for
+from ..ltx2_core.loading.releases import Release, find_release, release_for
 from . import host
 from .model_sets import MODEL_SETS
 
@@ -125,13 +126,12 @@ def _names(setting: str) -> list[str]:
 
 
 def _default(setting: str, names: list[str]) -> str | None:
-    """The newest generation's released file, else one whose name looks like it."""
+    """The file that is ranked first by its name, with the separators that ComfyUI has in it."""
     role = ROLES[setting]
-    released = [release.name for generation in GENERATIONS if (release := release_for(role, generation)) is not None]
-    by_release = (name for wish in released for name in names if Path(name).name == wish)
-    by_role = (name for name in names if (known := parse_name(name)) is not None and known.role is role)
+    shown = {name.replace("\\", "/"): name for name in names}
+    best = newest(shown, role)
     gemma = (name for name in names if role is Role.GEMMA and "gemma" in name.lower())
-    return next((name for found in (by_release, by_role, gemma) for name in found), None)
+    return shown[best] if best in shown else next(gemma, None)
 
 
 def _released_like(name: str, role: Role) -> Release | None:

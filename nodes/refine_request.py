@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ..ltx2_core.errors import SettingError
-from ..ltx2_core.recipes import RECIPE_NAMES
+from ..ltx2_core.recipes import DISTILLED, DISTILLED_RECIPE, RECIPE_NAMES
 from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.types import ImageCondition, LatentPair
+from .conditioning import conditioned_rate, latent_notices, read_conditioning
 from .conversions import Conditioning, foreign_request, own_request, prompt_text
 from .handle import PipelineHandle
 
@@ -21,7 +19,6 @@ log = logging.getLogger("ltx2.nodes")
 
 FROM_LATENT = "from latent"
 TWO_STAGE_PRESETS = tuple(name for name in RECIPE_NAMES if name != "one-stage")
-_RATE_KEY = "frame_rate"  # in a CONDITIONING: what ComfyUI's LTXVConditioning writes
 
 
 def refine_request(
@@ -43,21 +40,24 @@ def refine_request(
         SettingError: before any weight is read.
     """
     own = own_request(latent)
+    # A rate that is set on the node takes the place of every other one
+    notes = read_conditioning(positive, "positive", own.fps if own is not None and not fps else None)
+    notes += latent_notices(latent)
+    for note in notes:
+        log.warning("%s", note)
     recipe = handle.recipe(_preset(handle, preset)) if own is None or preset != FROM_LATENT else own.recipe
     if own is None:
-        request = foreign_request(upsampled.video, handle, recipe, fps or float(positive[0][1].get(_RATE_KEY, 0.0)))
+        request = foreign_request(upsampled.video, handle, recipe, fps or conditioned_rate(positive[0][1]) or 0.0)
         request = replace(request, prompt=prompt_text(positive), seed=0)
-        if _masks_anything(latent.get("noise_mask")):
-            log.warning("LTX-2 Refine does not follow the latent's noise mask; connect images to keep their frames")
     else:
         request = replace(own, recipe=handle.adjusted(recipe), fps=fps or own.fps)
     request = replace(
         request,
         seed=request.seed if seed < 0 else seed,
         images=request.images if images is None else images,
+        notices=tuple(dict.fromkeys((*request.notices, *notes))),
     )
-    # Stage 1 is over: what it alone would need (an upsampler, a size that can be halved) does not matter any more
-    handle.pipeline.validate(replace(request, recipe=replace(request.recipe, stages=1)))
+    handle.pipeline.validate(request, refining=True)
     return request
 
 
@@ -85,11 +85,5 @@ def check_upsampled(handle: PipelineHandle, latents: LatentPair, request: Genera
 def _preset(handle: PipelineHandle, preset: str) -> str:
     if preset != FROM_LATENT:
         return preset
-    return "two-stage" if handle.pipeline.models.has_distilled_lora else "distilled"
-
-
-def _masks_anything(mask: Any) -> bool:
-    if mask is None:
-        return False
-    parts: list[Tensor] = mask.unbind() if getattr(mask, "is_nested", False) else [mask]
-    return any(bool((part < 1).any()) for part in parts if torch.is_tensor(part))
+    models = handle.pipeline.models
+    return "two-stage" if models.has_distilled_lora and models.variant != DISTILLED else DISTILLED_RECIPE

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..device_manager.report import places_table, stage_chart, stage_table
 from ..ltx2_core.plain_text import LONGEST_REPORT, plain
+from ..ltx2_core.request import GenerationRequest
 from ..ltx2_core.types import RunReport
 from .chart import draw
 from .handle import PipelineHandle
@@ -58,6 +59,12 @@ class Report(io.ComfyNode):
         as_json = json.dumps(dataclasses.asdict(report), indent=2)
         shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         return io.NodeOutput(text, as_json, image, io.SVG.Type([BytesIO(chart.svg().encode())]), ui=shown)
+
+
+def notes_shown(pipeline: PipelineHandle, request: GenerationRequest) -> ui.PreviewText | None:
+    """What the user should read of a stage, for its node; None where there is nothing."""
+    notes = pipeline.pipeline.notices(request)
+    return ui.PreviewText("\n".join(f"Note: {note}" for note in notes)) if notes else None
 
 
 def stages_text(report: RunReport) -> str:

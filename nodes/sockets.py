@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from comfy_api.latest import io
 
+from ..ltx2_core.errors import SettingError
 from ..ltx2_core.limits import LIMITS
 from ..ltx2_core.recipes import DEFAULT_FPS, DEFAULT_FRAMES, DEFAULT_SEED, DEFAULT_SIZE, RECIPE_NAMES
 
+Given = TypeVar("Given")
+Unconnected = Literal["unconnected"]
+UNCONNECTED: Unconnected = "unconnected"  # default of an optional input: over a link comes None where nothing is
 CATEGORY = "LTX-2 Two-Stage"
 PipelineSocket = io.Custom("LTX2_PIPELINE")
 ImagesSocket = io.Custom("LTX2_IMAGES")
@@ -28,6 +32,18 @@ def bounds(name: str, least: int | None = None) -> dict[str, Any]:
     limit = LIMITS[name]
     kind = int if limit.whole else float
     return {"min": kind(limit.least if least is None else least), "max": kind(limit.most)}
+
+
+def linked(setting: str, value: Given | Unconnected | None, holds: str) -> Given | None:
+    """What an optional input brings; None where nothing is connected.
+
+    Raises:
+        SettingError: something is connected, and brings nothing, such as the sound of a video without any.
+    """
+    if value is None:
+        fix = f"Remove the link to {setting}, or connect a node that gives one."
+        raise SettingError(setting, None, f"is connected, but holds no {holds}", fix)
+    return None if isinstance(value, str) else value
 
 
 def pipeline_input() -> Any:

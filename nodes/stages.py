@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -22,6 +22,7 @@ from ..ltx2_core.stages.decode import decode_video
 from ..ltx2_core.stages.validate import check_audio
 from ..ltx2_core.types import AudioClip, Component, ImageCondition, LatentPair, Phase
 from . import host
+from .conditioning import read_conditioning
 from .conversions import (
     FOREIGN_PROMPT,
     Conditioning,
@@ -41,14 +42,17 @@ from .conversions import (
 from .handle import PipelineHandle
 from .panel import Watched
 from .refine_request import FROM_LATENT, TWO_STAGE_PRESETS, check_upsampled, refine_request
-from .report import stages_text
-from .request import clip_request, problem_when_queued
+from .report import notes_shown, stages_text
+from .request import clip_request, node_choice, problem_when_queued
 from .sockets import (
     CATEGORY,
+    UNCONNECTED,
+    Unconnected,
     audio_input,
     bounds,
     clip_inputs,
     images_input,
+    linked,
     pipeline_input,
     pipeline_output,
     recipe_input,
@@ -109,21 +113,21 @@ class Denoise(io.ComfyNode):
         seed: int,
         steps: int,
         positive: Conditioning | None = None,
-        negative: Conditioning | Literal["unconnected"] | None = "unconnected",
-        images: tuple[ImageCondition, ...] | None = None,
-        recipe: RecipeChoice | None = None,
-        audio: Mapping[str, Any] | None = None,
+        negative: Conditioning | Unconnected | None = UNCONNECTED,
+        images: tuple[ImageCondition, ...] | Unconnected | None = UNCONNECTED,
+        recipe: RecipeChoice | Unconnected | None = UNCONNECTED,
+        audio: Mapping[str, Any] | Unconnected | None = UNCONNECTED,
     ) -> list[str]:
         """Which texts have still to be encoded: those that are connected and None.
 
         Raises:
             SettingError: the other settings cannot work.
         """
-        choice = recipe or RecipeChoice(preset, steps or None)
         clip = (width, height, frames, fps, seed, images, audio)
         with host.told_on_the_node():
+            choice, _ = node_choice(preset, steps, recipe)
             request = clip_request(pipeline, FOREIGN_PROMPT, "", choice, *clip)
-            guided = _guided(request, choice.preset, negative != "unconnected")
+            guided = _guided(request, choice.preset, negative is None or not isinstance(negative, str))
         return [
             name for name, text in (("positive", positive), ("negative", negative if guided else "")) if text is None
         ]
@@ -140,21 +144,28 @@ class Denoise(io.ComfyNode):
         fps: float,
         seed: int,
         steps: int,
-        negative: Conditioning | None = None,
-        images: tuple[ImageCondition, ...] | None = None,
-        recipe: RecipeChoice | None = None,
-        audio: Mapping[str, Any] | None = None,
+        negative: Conditioning | Unconnected | None = UNCONNECTED,
+        images: tuple[ImageCondition, ...] | Unconnected | None = UNCONNECTED,
+        recipe: RecipeChoice | Unconnected | None = UNCONNECTED,
+        audio: Mapping[str, Any] | Unconnected | None = UNCONNECTED,
     ) -> io.NodeOutput:
-        choice = recipe or RecipeChoice(preset, steps or None)
+        choice, notes = node_choice(preset, steps, recipe)
+        notes += read_conditioning(positive, "positive", fps)
         request = clip_request(
-            pipeline, prompt_text(positive), "", choice, width, height, frames, fps, seed, images, audio
+            pipeline, prompt_text(positive), "", choice, width, height, frames, fps, seed, images, audio, notes
         )
-        guided = _guided(request, choice.preset, negative is not None)
+        against = None
+        if _guided(request, choice.preset, negative is not None and not isinstance(negative, str)):
+            assert negative is not None and not isinstance(negative, str)
+            notes += read_conditioning(negative, "negative", fps)
+            against = to_context(negative, pipeline, "negative")
+        elif negative != UNCONNECTED:
+            notes += (f"The {choice.preset} preset guides nothing: the negative prompt is not used.",)
+        request = replace(request, notices=notes)
         context = to_context(positive, pipeline, "positive")
-        against = to_context(negative, pipeline, "negative") if guided and negative is not None else None
         with Watched(pipeline) as progress:
             pair = pipeline.pipeline.denoise(request, context, against, progress)
-        return io.NodeOutput(pipeline, to_latent(pair, request))
+        return io.NodeOutput(pipeline, to_latent(pair, request), ui=notes_shown(pipeline, request))
 
 
 def _guided(request: GenerationRequest, preset: str, has_negative: bool) -> bool:
@@ -312,10 +323,10 @@ class Refine(io.ComfyNode):
         preset: str = FROM_LATENT,
         fps: float = 0.0,
         seed: int = -1,
-        images: tuple[ImageCondition, ...] | None = None,
+        images: tuple[ImageCondition, ...] | Unconnected | None = UNCONNECTED,
     ) -> io.NodeOutput:
-        upsampled = to_pair(latent, pipeline)
-        request = refine_request(latent, pipeline, upsampled, positive, preset, fps, seed, images)
+        upsampled, pictures = to_pair(latent, pipeline), linked("images", images, "image")
+        request = refine_request(latent, pipeline, upsampled, positive, preset, fps, seed, pictures)
         if audio_source != FROM_PRESET:
             request = replace(request, audio_source=AudioSource(audio_source))
             check_audio(request.audio, request.audio_source)
@@ -325,7 +336,7 @@ class Refine(io.ComfyNode):
             refined = pipeline.pipeline.refine(request, upsampled, context, progress)
         if request.effective_audio_source is AudioSource.STAGE_1:
             refined = LatentPair(refined.video, upsampled.audio)
-        return io.NodeOutput(pipeline, to_latent(refined, request, latent))
+        return io.NodeOutput(pipeline, to_latent(refined, request, latent), ui=notes_shown(pipeline, request))
 
 
 class Decode(io.ComfyNode):

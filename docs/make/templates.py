@@ -342,11 +342,11 @@ DISTILLED_TEMPLATE = Template(
         Column(
             "Both stages, distilled preset",
             (
-                _generate(LIGHTHOUSE, preset="distilled"),
+                _generate(LIGHTHOUSE, preset="distilled", negative_prompt=""),
                 Note(
                     "The distilled preset",
                     "8 fixed steps at half size and 3 at full size, one pass each: the fastest preset. Steps stay 0, "
-                    "the negative prompt is not used, and the sound is that of stage 2.\n",
+                    "the negative prompt stays empty, and the sound is that of stage 2.\n",
                     (420, 130),
                 ),
             ),

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
 
+from ..recipes import DEV, DISTILLED, UNKNOWN
+
 
 class Role(str, Enum):
     """The values are the fields of :class:`ModelFiles`."""
@@ -37,6 +39,7 @@ class Artifact:
         rank: of a LoRA.
         precision: ``bf16`` where the name says none.
         whole: False for a transformer without the other parts.
+        complete: whole, or with the other parts among the files that it was found with.
     """
 
     name: str
@@ -48,43 +51,52 @@ class Artifact:
     rank: int = 0
     precision: str = "bf16"
     whole: bool = True
+    complete: bool = True
 
     @property
     def usable(self) -> bool:
         """Whether the weights are in a precision that loads."""
-        return self.precision in USABLE_PRECISIONS
+        fp8 = self.precision.startswith("fp8") and "e5m2" not in self.precision
+        return not self.quantised or (fp8 and self.role in _FP8_ROLES)
+
+    @property
+    def quantised(self) -> bool:
+        return self.precision not in FULL_PRECISIONS
 
     @property
     def generation_text(self) -> str:
         return ".".join(str(part) for part in self.generation)
 
 
-USABLE_PRECISIONS = ("bf16", "fp16", "fp32")
-_PRECISION = r"(?:-(?P<precision>bf16|fp16|fp32|(?:mx|nv)?fp[48][a-z0-9-]*|int[48][a-z0-9-]*))?"
-_REVISION = r"(?:-v?(?P<revision>\d+(?:\.\d+)+))?"
+FULL_PRECISIONS = ("bf16", "fp16", "fp32")
+_FP8_ROLES = (Role.CHECKPOINT, Role.GEMMA)
+_FP8_WORDS = r"(?:-(?:scaled|input|mixed|static|dynamic|learned|fast|e4m3fn|e4m3|e5m2|comfy|v\d+))*"
+_PRECISION_NAMES = rf"bf16|fp16|fp32|(?:mx|nv)?fp[48]{_FP8_WORDS}|int[48][a-z0-9-]*"
+_PRECISION = rf"(?:-(?P<precision>{_PRECISION_NAMES}))?"
+_REVISION_NUMBER = r"v?(?P<revision>\d+(?:\.\d+)+)"
+# Revision and precision come in either order, and so does the mark of a file without the other parts
+_TAIL = rf"(?:-(?:{_REVISION_NUMBER}|(?P<precision>{_PRECISION_NAMES})))*"
+_CHECKPOINT_TAIL = rf"(?:-(?:{_REVISION_NUMBER}|(?P<part>transformer-only)|(?P<precision>{_PRECISION_NAMES})))*"
 
 # What follows "ltx-2.3-" in a name, lower case and with dashes only -> role. Everything has to match, so that other
 # LoRAs (ic-lora, control, camera) and temporal upscalers are not taken for these.
 _AFTER_MODEL: tuple[tuple[Role, str], ...] = (
-    (Role.UPSAMPLER, rf"spatial-upscaler-(?P<variant>x[\d.]+?){_REVISION}{_PRECISION}"),
-    (Role.DISTILLED_LORA, rf"(?P<billions>\d+)b-distilled-lora(?:-(?P<rank>\d+))?{_REVISION}{_PRECISION}"),
-    (
-        Role.CHECKPOINT,
-        rf"(?P<billions>\d+)b-(?P<variant>dev|distilled){_REVISION}(?P<part>-transformer-only)?{_PRECISION}",
-    ),
-    (Role.VIDEO_VAE, rf"video-vae{_REVISION}{_PRECISION}"),
-    (Role.AUDIO_VAE, rf"audio-vae{_REVISION}{_PRECISION}"),
-    (Role.TEXT_PROJECTION, rf"text-projection{_REVISION}{_PRECISION}"),
+    (Role.UPSAMPLER, rf"spatial-upscaler-(?P<variant>x[\d.]+?){_TAIL}"),
+    (Role.DISTILLED_LORA, rf"(?P<billions>\d+)b-distilled-lora(?:-(?P<rank>\d+))?{_TAIL}"),
+    (Role.CHECKPOINT, rf"(?P<billions>\d+)b-(?P<variant>dev|distilled){_CHECKPOINT_TAIL}"),
+    (Role.VIDEO_VAE, rf"video-vae{_TAIL}"),
+    (Role.AUDIO_VAE, rf"audio-vae{_TAIL}"),
+    (Role.TEXT_PROJECTION, rf"text-projection{_TAIL}"),
 )
 _PATTERNS = tuple((role, re.compile(rf"ltx-?2\.?(?P<minor>\d*)-{rest}")) for role, rest in _AFTER_MODEL)
-_GEMMA_FILE = re.compile(rf"gemma-3-(?P<billions>\d+)b(?:-it)?{_PRECISION}")
+_GEMMA_FILE = re.compile(rf"gemma-?3-(?P<billions>\d+)b(?:-it)?{_PRECISION}")
 _GEMMA_BILLIONS = re.compile(r"gemma-?3-(\d+)b")
 
 
 def parse_name(name: str) -> Artifact | None:
     """What a file's name says, or None when it is no file of a known kind."""
     path = PurePosixPath(name)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return None
     stem = path.name.removesuffix(path.suffix).lower().replace("_", "-")
     for role, pattern in _PATTERNS:
@@ -93,6 +105,28 @@ def parse_name(name: str) -> Artifact | None:
     if match := _GEMMA_FILE.fullmatch(stem):
         return _artifact(name, Role.GEMMA, match.groupdict())
     return None
+
+
+_DISTILLED_LORA = re.compile(r"(?<![a-z])distill?ed[-_. ]*lora(?![a-z])")
+_VARIANT_WORDS = (
+    (DEV, re.compile(r"(?<![a-z])dev(?![a-z])")),
+    (DISTILLED, re.compile(r"(?<![a-z])distill?ed(?![a-z])")),
+)
+
+
+def variant_of(text: str) -> str:
+    """Whether a checkpoint is the dev or the distilled one, as far as its name or another text says.
+
+    Headers do not tell: both have the same tensors and the same metadata. A text that has both words, such as that of a
+    merge, is as unknown as one that has neither.
+    """
+    found = [variant for variant, word in _VARIANT_WORDS if word.search(text.lower())]
+    return found[0] if len(found) == 1 else UNKNOWN
+
+
+def is_distilled_lora(name: str) -> bool:
+    """Whether a LoRA's file is called like the distilled one, whoever resized or renamed it."""
+    return _DISTILLED_LORA.search(PurePosixPath(name.replace("\\", "/")).name.lower()) is not None
 
 
 def _artifact(name: str, role: Role, found: Mapping[str, str | None]) -> Artifact:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, SettingError
-from ..recipes import RECIPE_NAMES
+from ..recipes import DEV, DISTILLED, RECIPE_NAMES
 from .artifact_names import Artifact, Role, parse_names
 from .listing import some
 
-__all__ = ["Pick", "Role", "Selection", "select", "select_in_folder"]
+__all__ = ["Pick", "Role", "Selection", "newest", "select", "select_in_folder"]
 
 logger = logging.getLogger("ltx2.loading")
 
 SUPPORTED_GENERATIONS = ((2, 0), (2, 3))
-_VARIANTS: Mapping[str, str] = {name: "distilled" if name == "distilled" else "dev" for name in RECIPE_NAMES}
+_VARIANTS: Mapping[str, str] = {name: DISTILLED if name == "distilled" else DEV for name in RECIPE_NAMES}
+_X2 = ("x2", "x2.0")
 _LORA_RECIPES = ("two-stage", "hq", "keyframes")
 _ONE_STAGE_RECIPES = ("one-stage",)
 _SPLIT_ROLES = (Role.VIDEO_VAE, Role.AUDIO_VAE, Role.TEXT_PROJECTION)
@@ -76,6 +77,8 @@ _ORDER: tuple[_Criterion, ...] = (
     _Criterion(lambda a: a.usable, lambda a: f"is {a.precision}"),
     _Criterion(lambda a: a.generation, lambda a: f"is LTX-{a.generation_text}"),
     _Criterion(lambda a: a.billions, lambda a: f"is {a.billions}b"),
+    _Criterion(lambda a: a.complete, lambda a: "is the transformer alone, and its other parts are not there"),
+    _Criterion(lambda a: not a.quantised, lambda a: f"is {a.precision}"),
     _Criterion(lambda a: a.revision, lambda a: "is an older revision"),
     _Criterion(lambda a: a.whole, lambda a: "is the transformer alone"),
     _Criterion(lambda a: a.precision == "bf16", lambda a: f"is {a.precision}"),
@@ -89,8 +92,10 @@ _ORDER: tuple[_Criterion, ...] = (
 def select(names: Iterable[str], recipe: str, setting: str = "models", place: object = "the list") -> Selection:
     """Picks a checkpoint for a recipe, and what fits it; logs every choice.
 
-    Newest first: bf16 before quantised files, then generation, parameters and revision, all compared as numbers. The
-    upsampler and the LoRA are of the checkpoint's own generation, whatever else there is.
+    Newest first: generation, then parameters, all compared as numbers; of these bf16 before fp8, then the revision.
+    What is in a precision that does not load comes last. The upsampler and the LoRA are of the checkpoint's own
+    generation, whatever else there is. Where there is no distilled checkpoint, the distilled recipe takes a dev one
+    with its distilled LoRA.
 
     Args:
         names: paths inside a folder or a repository, with slashes.
@@ -103,7 +108,7 @@ def select(names: Iterable[str], recipe: str, setting: str = "models", place: ob
     """
     if recipe not in RECIPE_NAMES:
         raise SettingError("recipe", recipe, "is not a known recipe", f"Choose one of: {', '.join(RECIPE_NAMES)}.")
-    found = parse_names(names)
+    found = _with_parts(parse_names(names))
     checkpoint, first = _pick_checkpoint(found, recipe, setting, place)
     picks, absent = {Role.CHECKPOINT: first}, {}
     for role, fits, wanted in _companions(checkpoint, recipe):
@@ -127,6 +132,15 @@ def select(names: Iterable[str], recipe: str, setting: str = "models", place: ob
 _MOST_ENTRIES = 20_000
 
 
+def newest(names: Iterable[str], role: Role) -> str | None:
+    """The file of a role that :func:`select` would rank first for the default recipe; None where there is none."""
+    variants: Mapping[Role, tuple[str, ...]] = {Role.CHECKPOINT: (DEV,), Role.UPSAMPLER: _X2}
+    known = _with_parts(parse_names(names))
+    found = [a for a in known if a.role is role and (not a.generation or _supported(a))]
+    fitting = [a for a in found if a.variant in variants.get(role, (a.variant,))] or found
+    return _best(fitting)[0].name if fitting else None
+
+
 def select_in_folder(folder: Path, recipe: str, setting: str = "models") -> Selection:
     """:func:`select` over a folder and everything below it.
 
@@ -136,18 +150,38 @@ def select_in_folder(folder: Path, recipe: str, setting: str = "models") -> Sele
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(setting, folder, "is not a folder", "Give the folder that holds the model files.")
-    entries = list(islice(folder.rglob("*"), _MOST_ENTRIES + 1))
-    if len(entries) > _MOST_ENTRIES:
-        problem = f"holds more than {_MOST_ENTRIES:,} files and folders"
+    files = list(islice(_files_below(folder), _MOST_ENTRIES + 1))
+    if len(files) > _MOST_ENTRIES:
+        problem = f"holds more than {_MOST_ENTRIES:,} files"
         raise CheckpointError(setting, folder, problem, "Give the folder of the models alone, or name each file.")
-    # Path.is_file raises for what may not be looked at
-    names = sorted(path.relative_to(folder).as_posix() for path in entries if os.path.isfile(path))  # noqa: PTH113
+    names = sorted(path.relative_to(folder).as_posix() for path in files)
     return select(names, recipe, setting, folder)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file, those of linked folders too: model folders are often links to another disk."""
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [name for name in folders if os.path.realpath(Path(root, name)) not in seen]
+        # Path.is_file raises for what may not be looked at
+        yield from (path for name in files if os.path.isfile(path := Path(root, name)))  # noqa: PTH113
+
+
+def _with_parts(found: list[Artifact]) -> list[Artifact]:
+    """The same, each checkpoint marked by whether all that it lacks is there."""
+    parts = {(artifact.role, artifact.generation) for artifact in found}
+    return [replace(a, complete=a.whole or all((role, a.generation) in parts for role in _SPLIT_ROLES)) for a in found]
 
 
 def _pick_checkpoint(found: list[Artifact], recipe: str, setting: str, place: object) -> tuple[Artifact, Pick]:
     variant = _VARIANTS[recipe]
     candidates = [a for a in found if a.role is Role.CHECKPOINT]
+    if variant == DISTILLED and not any(a.variant == variant and _supported(a) for a in candidates):
+        # A dev checkpoint and the distilled LoRA do the same work
+        loras = {(a.generation, a.billions) for a in found if a.role is Role.DISTILLED_LORA}
+        variant = DEV if any((a.generation, a.billions) in loras for a in candidates if _supported(a)) else variant
+        candidates = [a for a in candidates if variant != DEV or (a.generation, a.billions) in loras]
     passed = {a.name: f"is the {a.variant} model" for a in candidates if a.variant != variant}
     passed |= {a.name: "is a generation that is not supported" for a in candidates if not _supported(a)}
     fitting = [a for a in candidates if a.name not in passed]
@@ -172,8 +206,8 @@ def _companions(checkpoint: Artifact, recipe: str) -> list[tuple[Role, Callable[
     wanted: list[tuple[Role, Callable[[Artifact], bool], str]] = []
     if recipe not in _ONE_STAGE_RECIPES:
         x2 = f"spatial x2 upsampler of {model}"
-        wanted.append((Role.UPSAMPLER, lambda a: same_generation(a) and a.variant in ("x2", "x2.0"), x2))
-    if recipe in _LORA_RECIPES:
+        wanted.append((Role.UPSAMPLER, lambda a: same_generation(a) and a.variant in _X2, x2))
+    if recipe in _LORA_RECIPES or (_VARIANTS[recipe] == DISTILLED and checkpoint.variant == DEV):
         lora = f"distilled LoRA of {model} {billions}b"
         wanted.append((Role.DISTILLED_LORA, lambda a: same_generation(a) and a.billions == billions, lora))
     if not checkpoint.whole:

@@ -30,7 +30,9 @@ from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import VocoderConfig, build_vocoder
 from ..plain_text import LONGEST_LINE, plain
+from ..recipes import UNKNOWN
 from ..types import AudioGeometry, Component, Phase, ScaleFactors
+from .artifact_names import is_distilled_lora, variant_of
 from .checkpoint import SafetensorsFile
 from .component_source import ComponentSource, Piece
 from .identify import FileKind, identify
@@ -114,6 +116,7 @@ class ModelSet:
         layers: (out, in) of the transformer's linear layers by path.
         loras: every LoRA of this set and of those that were made from it, by name: one loaded transformer serves all.
         file_notices: sentences about the files beside the LoRAs that the user should read.
+        variant: of the checkpoint, see :func:`.artifact_names.variant_of`.
     """
 
     files: ModelFiles
@@ -130,6 +133,7 @@ class ModelSet:
     layers: Mapping[str, tuple[int, int]]
     loras: dict[str, LoRAFile]
     file_notices: tuple[str, ...] = ()
+    variant: str = UNKNOWN
 
     @classmethod
     def open(cls, files: ModelFiles, dtype: torch.dtype, precision: str = AUTO) -> ModelSet:
@@ -180,7 +184,7 @@ class ModelSet:
         loras = {adapter.name: adapter.lora for adapter in adapters}
         gemma = _open_gemma(files.gemma, text)
         models = (transformer, text, video, audio, vocoder, upsampler, gemma)
-        return cls(files, dtype, *models, adapters, sources, layers, loras, notices)
+        return cls(files, dtype, *models, adapters, sources, layers, loras, notices, _variant(parts.checkpoint))
 
     def with_lora(self, source: LoRASource) -> ModelSet:
         """This set with one LoRA more. A transformer that is loaded serves both sets: only adapters differ.
@@ -224,6 +228,14 @@ class ModelSet:
     @property
     def has_distilled_lora(self) -> bool:
         return any(adapter.source is None for adapter in self.adapters)
+
+    @property
+    def distilled_adapters(self) -> frozenset[str]:
+        return frozenset(a.name for a in self.adapters if a.source is None or is_distilled_lora(a.source.path.name))
+
+    @property
+    def user_adapters(self) -> Mapping[str, str]:
+        return {a.name: a.source.path.name for a in self.adapters if a.source is not None}
 
     @property
     def file_names(self) -> Mapping[str, str]:
@@ -337,6 +349,17 @@ _FROM_PARTS = (
 def _check_names(files: ModelFiles) -> None:
     for role, path in files.by_role().items():
         check_path("lora" if role.startswith("lora_") else role.replace("_", "-"), path)
+
+
+def _variant(checkpoint: SafetensorsFile) -> str:
+    """Told from the file's name, else from that of the file which it links to, else from a title in its metadata."""
+    texts = [checkpoint.path.name, checkpoint.path.resolve().name]
+    texts += [checkpoint.metadata.get(key, "") for key in _TITLES]
+    return next((variant for text in texts if (variant := variant_of(text)) != UNKNOWN), UNKNOWN)
+
+
+# Where programs that save checkpoints write what one is called
+_TITLES = ("modelspec.title", "general.name", "model_version", "name")
 
 
 def _check_loras(loras: tuple[LoRASource, ...]) -> None:

@@ -15,19 +15,26 @@ from ..request import GenerationRequest
 from ..sampling.res_2s import LAST_SIGMA
 from ..sampling.schedules import fixed_sigmas
 from ..types import AudioClip, ImageCondition, Phase, StreamGuidance
+from .belonging import check_belonging
 from .plan import image_frames, plan_stages
 
 
-def validate(models: Models, request: GenerationRequest) -> None:
-    """Raises :class:`SettingError` for the first setting that cannot work with the loaded models, or here."""
+def validate(models: Models, request: GenerationRequest, refining: bool = False) -> None:
+    """Raises :class:`SettingError` for the first setting that cannot work with the loaded models, or here.
+
+    Args:
+        refining: stage 1 is over: what it alone would need (an upsampler, a size that can be halved) does not matter.
+    """
     check_kernel_settings()
-    check_size(request.width, request.height, request.frames, request.fps, request.recipe.stages, models.scale)
+    stages = 1 if refining else request.recipe.stages
+    check_size(request.width, request.height, request.frames, request.fps, stages, models.scale)
     _check_sound(models, request)
     check_prompt(request.prompt)
     check_text("negative-prompt", request.negative_prompt)
     checked("seed", request.seed)
     check_recipe(request.recipe, models.num_layers)
-    _check_parts(models, request)
+    check_belonging(models, request, refining)
+    _check_parts(models, request, refining)
     check_audio(request.audio, request.audio_source)
     if request.image_crf is not None:
         checked("image-crf", request.image_crf)
@@ -165,9 +172,9 @@ def check_audio(clip: AudioClip | None, source: AudioSource | None) -> None:
         raise SettingError("audio", shape, "holds samples that are not finite numbers", "Make the sound anew.")
 
 
-def _check_parts(models: Models, request: GenerationRequest) -> None:
+def _check_parts(models: Models, request: GenerationRequest, refining: bool) -> None:
     recipe = request.recipe
-    if recipe.stages == 2 and not models.has_upsampler:
+    if recipe.stages == 2 and not refining and not models.has_upsampler:
         fix = "Give the spatial x2 upscaler of the checkpoint's generation, or choose the one-stage recipe."
         raise SettingError("upsampler", None, f"the {recipe.name} recipe needs one", fix)
     if any(recipe.distilled_strength) and not models.has_distilled_lora:
@@ -180,7 +187,7 @@ def _check_parts(models: Models, request: GenerationRequest) -> None:
                 fix = "Give it to stage 1 or to both, or choose a recipe of two stages."
                 raise SettingError("lora stage", 2, f"the {recipe.name} recipe has no stage 2", fix)
     if recipe.sampler == "res_2s":
-        for plan in plan_stages(models, request):
+        for plan in plan_stages(models, request)[-1 if refining else 0 :]:
             if not all(sigma > following for sigma, following in pairwise(plan.sigmas)):
                 # Far above 30,000 tokens the first values are all 1 in float32, and further up they are no numbers
                 tokens = recipe.schedule_tokens or plan.video.token_count

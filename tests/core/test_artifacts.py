@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import errors as hub_errors
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, LTX2Error, SettingError
-from ltx2_two_stage.ltx2_core.loading.artifact_names import Role, parse_name
+from ltx2_two_stage.ltx2_core.loading.artifact_names import Role, parse_name, variant_of
 from ltx2_two_stage.ltx2_core.loading.artifacts import select, select_in_folder
 from ltx2_two_stage.ltx2_core.loading.download import GEMMA_REPOSITORY, download_files, download_gemma, download_set
 
@@ -106,9 +106,63 @@ CASES: dict[str, tuple[Sequence[str], str, dict[str, str]]] = {
         {"checkpoint": "ltx-2.3-22b-distilled.safetensors"},
     ),
     "what loads before what does not": (
-        ("ltx-2.3-22b-dev-fp8.safetensors", DEV_20),
+        ("ltx-2.3-22b-dev-fp4.safetensors", "ltx-2.3-22b-dev_fp8_e5m2.safetensors", DEV_20),
         "one-stage",
         {"checkpoint": DEV_20},
+    ),
+    "fp8 of the newest generation before bf16 of an older one": (
+        ("ltx-2.3-22b-dev-fp8.safetensors", DEV_20, X2_20, LORA_20, X2_23, LORA_23),
+        "two-stage",
+        {"checkpoint": "ltx-2.3-22b-dev-fp8.safetensors", "upsampler": X2_23, "distilled_lora": LORA_23},
+    ),
+    "bf16 before fp8 of one generation, in any case and order": (
+        ("LTX-2.3-22B-Dev_FP8_scaled.SAFETENSORS", "checkpoints/LTX-2.3-22b-DEV.safetensors"),
+        "one-stage",
+        {"checkpoint": "checkpoints/LTX-2.3-22b-DEV.safetensors"},
+    ),
+    "the newest revision of fp8 files, wherever it is written": (
+        (
+            "ltx-2.3-22b-distilled-fp8.safetensors",
+            "ltx-2.3-22b-distilled_fp8_scaled-1.1.safetensors",
+            "ltx-2.3-22b-distilled-1.0-fp8.safetensors",
+        ),
+        "distilled",
+        {"checkpoint": "ltx-2.3-22b-distilled_fp8_scaled-1.1.safetensors"},
+    ),
+    "fp8 with all its parts before a bf16 transformer without": (
+        ("ltx-2.3-22b-dev_transformer_only_bf16.safetensors", "ltx-2.3-22b-dev-fp8.safetensors"),
+        "one-stage",
+        {"checkpoint": "ltx-2.3-22b-dev-fp8.safetensors"},
+    ),
+    "split files of fp8 alone": (
+        (
+            "diffusion_models/ltx-2.3-22b-distilled-1.1_transformer_only_fp8_input_scaled_v2.safetensors",
+            "diffusion_models/ltx-2-19b-distilled-fp8_transformer_only.safetensors",
+            "text_encoders/gemma_3_12B_it_fp8_scaled.safetensors",
+            "text_encoders/gemma_3_12B_it_fp4_mixed.safetensors",
+            "latent_upscale_models/ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        ),
+        "distilled",
+        {
+            "checkpoint": "diffusion_models/ltx-2.3-22b-distilled-1.1_transformer_only_fp8_input_scaled_v2.safetensors",
+            "gemma": "text_encoders/gemma_3_12B_it_fp8_scaled.safetensors",
+            "upsampler": "latent_upscale_models/ltx-2.3-spatial-upscaler-x2-1.1.safetensors",
+        },
+    ),
+    "keyframes take what two stages take": (
+        REPO_23,
+        "keyframes",
+        {"checkpoint": DEV_23, "upsampler": X2_23, "distilled_lora": LORA_23},
+    ),
+    "a dev checkpoint and its LoRA where no distilled one is": (
+        (DEV_23, LORA_23, X2_23, DEV_20, "ltx-2.4-24b-distilled.safetensors"),
+        "distilled",
+        {"checkpoint": DEV_23, "upsampler": X2_23, "distilled_lora": LORA_23},
+    ),
+    "a distilled checkpoint of an older generation before that": (
+        (DEV_23, LORA_23, X2_23, "ltx-2-19b-distilled-fp8.safetensors"),
+        "distilled",
+        {"checkpoint": "ltx-2-19b-distilled-fp8.safetensors"},
     ),
     "fp8 where there is nothing else": (
         ("ltx-2.3-22b-dev-fp8.safetensors",),
@@ -217,6 +271,34 @@ def test_no_checkpoint_for_the_recipe_is_an_error(names: Sequence[str], recipe: 
 def test_an_unknown_recipe_is_an_error() -> None:
     with pytest.raises(SettingError, match="recipe"):
         select(REPO_23, "three-stage")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("ltx-2.3-22b-dev", "dev"),
+        ("LTX-2.3-22B-DEV_transformer_only_fp8_scaled", "dev"),
+        ("ltx-2-19b-distilled-fp8", "distilled"),
+        ("my_ltx2_distilled_v3", "distilled"),
+        ("ltx-2.3-22b-dev-distilled-merge", "unknown"),
+        ("ltx-2.3-undistilled", "unknown"),
+        ("development", "unknown"),
+        ("model", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_the_variant_is_told_from_a_name(name: str, variant: str) -> None:
+    assert variant_of(name) == variant
+
+
+def test_linked_folders_are_searched_and_circles_end(tmp_path: Path) -> None:
+    models, disk = tmp_path / "models", tmp_path / "disk"
+    for folder in (models, disk):
+        folder.mkdir()
+    (disk / DEV_23).touch()
+    (models / "checkpoints").symlink_to(disk)
+    (disk / "back").symlink_to(models)
+    assert select_in_folder(models, "one-stage").files(models) == {"checkpoint": models / "checkpoints" / DEV_23}
 
 
 @pytest.mark.parametrize("name", ["", "ltx-2.3-22b-dev.gguf", "ltx-2.3-22b-dev-copy.safetensors", "x/y/z.safetensors"])

@@ -84,7 +84,7 @@ def latents(run: GoldenRun, files: TinyFiles) -> dict[str, Tensor]:
     request = GenerationRequest(
         PROMPT,
         run.choice.recipe(models.generation, models.num_layers),
-        NEGATIVE,
+        "" if run.choice.preset == "distilled" else NEGATIVE,
         WIDTH,
         HEIGHT,
         FRAMES,
