@@ -18,6 +18,7 @@ from ..errors import CheckpointError, ConfigError, SettingError
 from ..models.audio_vae import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
+from ..models.counts import Count
 from ..models.text.config import TextConfig
 from ..models.text.connector import TextConnector
 from ..models.text.gemma import GemmaSource, PromptTokenizer
@@ -164,10 +165,18 @@ class ModelSet:
             Component.VOCODER: lambda: build_vocoder(vocoder),
         }
         in_fp8 = {Component.TRANSFORMER: partial(scaled_layers, precision, config=transformer)}
+        counts: dict[Component, tuple[Count, ...]] = {
+            Component.TRANSFORMER: transformer.counts,
+            Component.TEXT_CONNECTOR: text.counts,
+            Component.VIDEO_ENCODER: video.encoder_counts,
+            Component.VIDEO_DECODER: video.decoder_counts,
+            Component.AUDIO_ENCODER: audio.encoder_counts,
+            Component.AUDIO_DECODER: audio.decoder_counts,
+        }
         sources, linear = {}, {}
         for component, create in creators.items():
             sources[component], linear[component] = ComponentSource.checked(
-                component, pieces[component], create, in_fp8.get(component)
+                component, pieces[component], create, in_fp8.get(component), counts.get(component, ())
             )
         layers = linear[Component.TRANSFORMER]
         upsampler, notices = None, tuple[str, ...]()
