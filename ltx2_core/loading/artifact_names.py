@@ -84,7 +84,7 @@ _GEMMA_BILLIONS = re.compile(r"gemma-?3-(\d+)b")
 def parse_name(name: str) -> Artifact | None:
     """What a file's name says, or None when it is no file of a known kind."""
     path = PurePosixPath(name)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return None
     stem = path.name.removesuffix(path.suffix).lower().replace("_", "-")
     for role, pattern in _PATTERNS:
@@ -125,7 +125,7 @@ def _gemma_folders(names: Collection[str]) -> list[Artifact]:
     found = []
     for folder, files in contents.items():
         path = PurePosixPath(folder)
-        if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
+        if "config.json" not in files or not any(file.lower().endswith(".safetensors") for file in files):
             continue
         if files & {"tokenizer.json", "tokenizer.model"}:
             home, known = folder, "gemma" in path.name.lower() or path.name == "text_encoder"

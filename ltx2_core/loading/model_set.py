@@ -145,8 +145,8 @@ class ModelSet:
         _check_loras(files.loras)
         check_precision(precision)
         parts = ModelParts.open(files.checkpoint, files.video_vae, files.audio_vae, files.text_projection)
-        config = parts.config()
         pieces = {component: parts.pieces(component) for component in _FROM_PARTS}
+        config, described = parts.config()
         transformer = naming_file(parts, "transformer", lambda: TransformerConfig.from_metadata(config))
         inputs = _projection_inputs(pieces[Component.TEXT_CONNECTOR])
         text = naming_file(parts, "transformer", lambda: TextConfig.from_metadata(config, inputs))
@@ -186,7 +186,7 @@ class ModelSet:
         loras = {adapter.name: adapter.lora for adapter in adapters}
         gemma = _open_gemma(files.gemma, text)
         models = (transformer, text, video, audio, vocoder, upsampler, gemma)
-        return cls(files, dtype, *models, adapters, sources, layers, loras, notices)
+        return cls(files, dtype, *models, adapters, sources, layers, loras, (*described, *notices))
 
     def with_lora(self, source: LoRASource) -> ModelSet:
         """This set with one LoRA more. A transformer that is loaded serves both sets: only adapters differ.
@@ -416,8 +416,7 @@ def _open_adapters(files: ModelFiles, layers: Mapping[str, tuple[int, int]], gen
 def _open_adapter(source: LoRASource, layers: Mapping[str, tuple[int, int]], generation: str) -> Adapter:
     lora = LoRAFile.open(source.path, "lora")
     notices = check_fit(lora, layers, generation)
-    status = source.path.stat()
-    identity = f"{source.path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    identity = f"{source.path.resolve()} {' '.join(map(str, lora.file.stamp))}"
     return Adapter(f"lora_{sha256(identity.encode()).hexdigest()[:16]}", lora, source, notices)
 
 
