@@ -30,27 +30,53 @@ from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.plain_text import plain
 from .residency import HostMemory
 
-_SUFFIXES = (".safetensors", ".sft")
+_SUFFIXES = (".safetensors", ".sft")  # in any case
 _FOLDER_MARK = "config.json"  # a folder that holds one is a model in transformers' layout
 
 
-def model_files(folders: Sequence[str]) -> list[str]:
+class FileNames(list[str]):
+    """Names to choose from; one with the other system's separators is among them, as a saved workflow may have it.
+
+    The host asks whether a chosen name is in the list that a node offers.
+    """
+
+    def __contains__(self, name: object) -> bool:
+        if not isinstance(name, str):
+            return False
+        return super().__contains__(name) or _slashed(name) in {_slashed(own) for own in self}
+
+
+def _slashed(name: str) -> str:
+    return name.replace("\\", "/")
+
+
+def model_files(folders: Sequence[str]) -> FileNames:
     """Names of the safetensors files in ComfyUI's model folders of these kinds, without doubles."""
     names: dict[str, None] = {}
     for folder in _known(folders):
-        names.update(dict.fromkeys(n for n in folder_paths.get_filename_list(folder) if n.endswith(_SUFFIXES)))
-    return list(names)
+        names.update(dict.fromkeys(n for n in folder_paths.get_filename_list(folder) if n.lower().endswith(_SUFFIXES)))
+    return FileNames(names)
 
 
-def model_folders_and_files(folders: Sequence[str]) -> list[str]:
+def model_folders_and_files(folders: Sequence[str]) -> FileNames:
     """Folders in transformers' layout first, then single files that do not lie in one of these."""
     inside = [name for root in _roots(folders) for name in _layout_folders(root)]
     single = [name for name in model_files(folders) if not any(Path(name).is_relative_to(parent) for parent in inside)]
-    return [*dict.fromkeys(inside), *single]
+    return FileNames([*dict.fromkeys(inside), *single])
 
 
 def find_model(name: str, folders: Sequence[str]) -> Path | None:
-    """Where a file or folder of :func:`model_folders_and_files` lies; None when it is not there any more."""
+    """Where a file or folder of :func:`model_folders_and_files` lies; None when it is not there any more.
+
+    A workflow that was saved on another system has names with that one's separators.
+    """
+    for spelling in dict.fromkeys((name, _slashed(name))):
+        if (found := _find_as_spelt(spelling, folders)) is not None:
+            return found
+    return None
+
+
+def _find_as_spelt(name: str, folders: Sequence[str]) -> Path | None:
     for folder in _known(folders):
         if (found := folder_paths.get_full_path(folder, name)) is not None:
             return Path(found)

@@ -15,7 +15,7 @@ from ..ltx2_core.loading.model_set import LoRASource, Stage
 from . import host
 from .handle import PipelineHandle
 from .model_choice import existing
-from .model_sets import file_stamps
+from .model_sets import FileStamps, file_stamps
 from .sockets import CATEGORY, bounds, pipeline_input, pipeline_output
 
 FOLDERS = ("loras",)
@@ -80,7 +80,7 @@ class LoRA(io.ComfyNode):
 
 
 @lru_cache(maxsize=32)
-def _check(stamps: tuple[tuple[str, int, int], ...]) -> None:
+def _check(stamps: FileStamps) -> None:
     """Whether a file is a LoRA, from its header; a file that did not change is not read again.
 
     Raises:

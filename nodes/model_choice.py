@@ -36,7 +36,7 @@ _NEEDED = ("checkpoint", "text_encoder")
 def file_input(setting: str, tooltip: str, may_be_none: bool = False) -> Any:
     """A list of files, the newest release's in front of the others when it is there."""
     names = _names(setting)
-    options = [NONE, *names] if may_be_none else names
+    options = host.FileNames([NONE, *names]) if may_be_none else names
     return io.Combo.Input(setting, options=options, default=_default(setting, names), tooltip=tooltip)
 
 
@@ -44,7 +44,7 @@ def split_file_input(setting: str, tooltip: str) -> Any:
     """A list of files with parts that a checkpoint may lack, where most people choose none."""
     # "advanced" goes in as an extra: hosts before it was a parameter ignore it
     extra = {"advanced": True}
-    options = [NONE, *_names(setting)]
+    options = host.FileNames([NONE, *_names(setting)])
     return io.Combo.Input(setting, options=options, default=NONE, optional=True, tooltip=tooltip, extra_dict=extra)
 
 
@@ -120,7 +120,7 @@ def problem_when_queued(chosen: Mapping[str, str | None]) -> str | None:
     return None
 
 
-def _names(setting: str) -> list[str]:
+def _names(setting: str) -> host.FileNames:
     listing = host.model_folders_and_files if setting == "text_encoder" else host.model_files
     return listing(FOLDERS[setting])
 

@@ -15,6 +15,7 @@ from ..ltx2_core.loading.artifact_names import Role, parse_name
 from ..ltx2_core.loading.inspect import inspect_file
 from ..ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ..ltx2_core.loading.releases import release_for
+from ..ltx2_core.models.storage.stamp import Stamp, stamp_of
 
 # What has to be of the checkpoint's generation, though its shapes may fit the other one's too
 _OF_ONE_GENERATION = ("upsampler", "video_vae", "audio_vae", "text_projection")
@@ -58,12 +59,15 @@ class ModelSets:
 MODEL_SETS = ModelSets()
 
 
-def file_stamps(path: Path | None) -> tuple[tuple[str, int, int], ...]:
-    """(path, bytes, modification time in ns) of a file, or of every file in a folder."""
+FileStamps = tuple[tuple[str, Stamp | None], ...]
+
+
+def file_stamps(path: Path | None) -> FileStamps:
+    """Path and stamp of a file, or of every file in a folder; no stamp where there is nothing any more."""
     if path is None:
         return ()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return tuple((str(file), stamp_of(file)) for file in files)
 
 
 def stated_generation(path: Path) -> str | None:

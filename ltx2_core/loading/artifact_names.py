@@ -159,7 +159,7 @@ def _gemma_folders(names: Collection[str]) -> list[Artifact]:
     found = []
     for folder, files in contents.items():
         path = PurePosixPath(folder)
-        if "config.json" not in files or not any(file.endswith(".safetensors") for file in files):
+        if "config.json" not in files or not any(file.lower().endswith(".safetensors") for file in files):
             continue
         if files & {"tokenizer.json", "tokenizer.model"}:
             home, known = folder, "gemma" in path.name.lower() or path.name == "text_encoder"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
+from ..models.counts import Count
 from ..models.meta_device import OnMeta
 from ..models.scaled_linear import FP8, quantise_into, scale_layers
 from ..models.scaled_weights import FP8_NAME, dequantised
@@ -21,6 +24,8 @@ from .lora import linear_layers
 _FIX = "Use files of one LTX-2 release, with their metadata unchanged."
 _WEIGHT, _SCALE = ".weight", ".weight_scale"
 _SCALE_BYTES = torch.float32.itemsize
+_ALLOCATIONS = frozenset({torch.empty, torch.zeros, torch.ones})
+_SPARE = 64  # tensors that modules make besides those that they keep
 
 Layers = Mapping[str, tuple[int, int]]
 ChooseScaled = Callable[[Layers, Collection[str]], Collection[str]]
@@ -70,11 +75,15 @@ class ComponentSource:
         pieces: Sequence[Piece],
         create: Callable[[], nn.Module],
         choose_scaled: ChooseScaled | None = None,
+        counts: Sequence[Count] = (),
     ) -> tuple[ComponentSource, Layers]:
         """Compares names and shapes in the files with the module's, and returns its linear layers too.
 
+        What the files hold bounds the work: a module that is described larger than that is not made to the end.
+
         Args:
             choose_scaled: None keeps no weight in fp8.
+            counts: of parts of the module, as the description states them.
 
         Raises:
             CheckpointError: names are missing or unknown, shapes differ, or weights are quantised in a way that cannot
@@ -83,15 +92,14 @@ class ComponentSource:
         pieces = tuple(piece.without_scales() for piece in pieces)
         for piece in pieces:
             piece.file.require_plain(key for name, key in piece.names.items() if not piece.is_fp8(name))
-        with OnMeta():
-            module = create()
-        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         found = {name: piece.file.tensors[key].shape for piece in pieces for name, key in piece.names.items()}
+        _check_counts(component, pieces, counts, found)
+        module = _described(component, pieces, create, most=len(found) + len(found) // 2 + _SPARE)
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         if found != shapes:
-            what, first = component.value.replace("_", " "), pieces[0].file
             keys = [key for piece in pieces for key in piece.file.tensors]
             problems = _differences(shapes, found, lambda name: stored_name(component, name, keys))
-            raise CheckpointError(first.setting, first.path, f"does not hold the {what} it describes: {problems}", _FIX)
+            raise _not_as_described(component, pieces, problems)
         layers = linear_layers(module)
         stored = [path for path in layers if any(piece.is_fp8(path + _WEIGHT) for piece in pieces)]
         scaled = frozenset(choose_scaled(layers, stored) if choose_scaled else ())
@@ -175,6 +183,61 @@ class ComponentSource:
         filled = {name: torch.empty_like(tensor, device=device) for name, tensor in others.items()}
         self.fill(filled)
         yield from filled.items()
+
+
+class _TooLarge(Exception):
+    """A module has more tensors than the files."""
+
+
+class _Limit(TorchFunctionMode):
+    """Ends the making of a module that allocates more tensors than this; of the thread that it is made in."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._left = most
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _ALLOCATIONS:
+            self._left -= 1
+            if self._left < 0:
+                raise _TooLarge
+        return func(*args, **(kwargs or {}))
+
+
+def _described(component: Component, pieces: Sequence[Piece], create: Callable[[], nn.Module], most: int) -> nn.Module:
+    """The module on the meta device.
+
+    Raises:
+        CheckpointError: it would have more than ``most`` tensors, or sizes that no tensor can have.
+    """
+    try:
+        with OnMeta(), _Limit(most):
+            return create()
+    except _TooLarge:
+        held = sum(len(piece.names) for piece in pieces)
+        problem = f"the description asks for more than {most} tensors, it holds {held}"
+        raise _not_as_described(component, pieces, problem) from None
+    except (RuntimeError, OverflowError) as error:  # how torch refuses sizes whose product it cannot count
+        raise _not_as_described(component, pieces, "the description asks for tensors of impossible sizes") from error
+
+
+def _check_counts(
+    component: Component, pieces: Sequence[Piece], counts: Sequence[Count], found: Collection[str]
+) -> None:
+    for count in counts:
+        there = count.found_in(found)
+        if there != count.value + count.more:
+            where = stored_name(component, count.parent, [key for piece in pieces for key in piece.file.tensors])
+            besides = f" and {count.more} more" if count.more else ""
+            problem = f"config key {count.key} = {count.value}{besides}, it holds {there} under {where}"
+            raise _not_as_described(component, pieces, problem)
+
+
+def _not_as_described(component: Component, pieces: Sequence[Piece], problems: str) -> CheckpointError:
+    what, first = component.value.replace("_", " "), pieces[0].file
+    return first.error(f"does not hold the {what} it describes: {problems}", _FIX)
 
 
 def _scales(file: SafetensorsFile, keys: Sequence[str]) -> dict[str, Tensor]:

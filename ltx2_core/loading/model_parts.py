@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError, ConfigError
+from ..plain_text import plain
 from ..types import Component
 from .checkpoint import SafetensorsFile
 from .component_source import Piece
+from .derived_config import derived_section
 from .identify import FileKind, identify
 from .keymaps import CONNECTORS, component_keys
 
 T = TypeVar("T")
+logger = logging.getLogger("ltx2.loading")
 
 # Sections of the metadata's ``config``, and the class that a file which holds one section alone states in its place.
 _SECTION_CLASSES: Mapping[str, str] = {"transformer": "AVTransformer3DModel", "vae": "CausalVideoAutoencoder"}
@@ -28,6 +32,7 @@ _PART_SETTINGS: Mapping[Component, str] = {
     Component.AUDIO_DECODER: "audio-vae",
     Component.VOCODER: "audio-vae",
 }
+_LONGEST_NOTICE = 400  # characters: a few lines on a node
 _KEEP_METADATA = "Use the official file, or one converted with its metadata ('config') kept."
 
 
@@ -77,11 +82,16 @@ class ModelParts:
             raise self._lacks(component)
         return tuple(pieces)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> tuple[dict[str, Any], tuple[str, ...]]:
         """The description of all parts, one section each, from the file that holds the part or else the checkpoint.
 
+        A part that neither describes is described as the released model whose tensors it has exactly.
+
+        Returns:
+            The description, and sentences about files without one that the user should read.
+
         Raises:
-            CheckpointError: neither has one.
+            CheckpointError: neither has one, and it is no released model's part.
         """
         homes = {
             "transformer": self.checkpoint,
@@ -89,7 +99,12 @@ class ModelParts:
             "audio_vae": self.audio_vae or self.checkpoint,
             "vocoder": self.audio_vae or self.checkpoint,
         }
-        return {section: self._section(section, home) for section, home in homes.items()}
+        stated = {section: self._stated(section, home) for section, home in homes.items()}
+        derived = {section: _derived(section, homes[section]) for section, found in stated.items() if found is None}
+        notices = tuple(notice for _, notice in derived.values())
+        for notice in notices:
+            logger.warning("%s", notice)
+        return stated | {section: values for section, (values, _) in derived.items()}, notices
 
     def file_of(self, section: str) -> SafetensorsFile:
         """The file that describes a section, for errors about it."""
@@ -118,12 +133,9 @@ class ModelParts:
             raise self.checkpoint.error(problem, "Give the text projection's file (text-projection) as well.")
         return pieces
 
-    def _section(self, section: str, home: SafetensorsFile) -> Any:
-        for file in (home, self.checkpoint):
-            found = _own_section(section, file)
-            if found is not None:
-                return found
-        raise home.error(f"carries no description of its model (section {section!r} of its metadata)", _KEEP_METADATA)
+    def _stated(self, section: str, home: SafetensorsFile) -> Any:
+        found = _own_section(section, home)
+        return found if found is not None else _own_section(section, self.checkpoint)
 
     def _lacks(self, component: Component) -> CheckpointError:
         file, what = self._home(component), component.value.replace("_", " ")
@@ -138,6 +150,20 @@ def naming_file(parts: ModelParts, section: str, read: Callable[[], T]) -> T:
     except ConfigError as error:
         name = parts.file_of(section).path.name
         raise ConfigError(error.key, error.value, f"{error.problem} (in the metadata of {name})", error.fix) from error
+
+
+def _derived(section: str, home: SafetensorsFile) -> tuple[Any, str]:
+    """The description of a part that no metadata describes, and a sentence that says where it is from."""
+    found = derived_section(section, home)
+    if found is None:
+        problem = (
+            f"carries no description of its model (section {section!r} of its metadata), "
+            "and its tensors are not exactly those of LTX-2 or LTX-2.3"
+        )
+        raise home.error(problem, _KEEP_METADATA)
+    what = f"{home.path.name} carries no description of its {section.replace('_', ' ')}"
+    notice = f"{what}; its tensors are exactly those of LTX-{found.generation}, whose description is used."
+    return found.values, plain(notice, _LONGEST_NOTICE)
 
 
 def _own_section(section: str, file: SafetensorsFile) -> Any:

@@ -19,6 +19,7 @@ from ..limits import checked
 from ..models.audio_vae import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
+from ..models.counts import Count
 from ..models.text.config import TextConfig
 from ..models.text.connector import TextConnector
 from ..models.text.gemma import GemmaSource, PromptTokenizer
@@ -151,8 +152,8 @@ class ModelSet:
         _check_loras(files.loras)
         check_precision(precision)
         parts = ModelParts.open(files.checkpoint, files.video_vae, files.audio_vae, files.text_projection)
-        config = parts.config()
         pieces = {component: parts.pieces(component) for component in _FROM_PARTS}
+        config, described = parts.config()
         transformer = naming_file(parts, "transformer", lambda: TransformerConfig.from_metadata(config))
         inputs = _projection_inputs(pieces[Component.TEXT_CONNECTOR])
         text = naming_file(parts, "transformer", lambda: TextConfig.from_metadata(config, inputs))
@@ -171,10 +172,18 @@ class ModelSet:
             Component.VOCODER: lambda: build_vocoder(vocoder),
         }
         in_fp8 = {Component.TRANSFORMER: partial(scaled_layers, precision, config=transformer)}
+        counts: dict[Component, tuple[Count, ...]] = {
+            Component.TRANSFORMER: transformer.counts,
+            Component.TEXT_CONNECTOR: text.counts,
+            Component.VIDEO_ENCODER: video.encoder_counts,
+            Component.VIDEO_DECODER: video.decoder_counts,
+            Component.AUDIO_ENCODER: audio.encoder_counts,
+            Component.AUDIO_DECODER: audio.decoder_counts,
+        }
         sources, linear = {}, {}
         for component, create in creators.items():
             sources[component], linear[component] = ComponentSource.checked(
-                component, pieces[component], create, in_fp8.get(component)
+                component, pieces[component], create, in_fp8.get(component), counts.get(component, ())
             )
         layers = linear[Component.TRANSFORMER]
         upsampler, notices = None, tuple[str, ...]()
@@ -184,7 +193,8 @@ class ModelSet:
         loras = {adapter.name: adapter.lora for adapter in adapters}
         gemma = _open_gemma(files.gemma, text)
         models = (transformer, text, video, audio, vocoder, upsampler, gemma)
-        return cls(files, dtype, *models, adapters, sources, layers, loras, notices, _variant(parts.checkpoint))
+        said = (*described, *notices)
+        return cls(files, dtype, *models, adapters, sources, layers, loras, said, _variant(parts.checkpoint))
 
     def with_lora(self, source: LoRASource) -> ModelSet:
         """This set with one LoRA more. A transformer that is loaded serves both sets: only adapters differ.
@@ -438,8 +448,7 @@ def _open_adapters(files: ModelFiles, layers: Mapping[str, tuple[int, int]], gen
 def _open_adapter(source: LoRASource, layers: Mapping[str, tuple[int, int]], generation: str) -> Adapter:
     lora = LoRAFile.open(source.path, "lora")
     notices = check_fit(lora, layers, generation)
-    status = source.path.stat()
-    identity = f"{source.path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    identity = f"{source.path.resolve()} {' '.join(map(str, lora.file.stamp))}"
     return Adapter(f"lora_{sha256(os.fsencode(identity)).hexdigest()[:16]}", lora, source, notices)
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from ...types import AudioGeometry
 from ..config_reader import ConfigReader
+from ..counts import Count
+
+_RES_BLOCKS = "audio_vae.model.params.ddconfig.num_res_blocks"
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,14 @@ class AudioVAEConfig:
             mel_min_hz=mel_min_hz,
             mel_max_hz=mel_max_hz,
         )
+
+    @property
+    def encoder_counts(self) -> tuple[Count, ...]:
+        return (Count(_RES_BLOCKS, self.res_blocks, "down.0.block"),)
+
+    @property
+    def decoder_counts(self) -> tuple[Count, ...]:
+        return (Count(_RES_BLOCKS, self.res_blocks, "up.0.block", more=1),)
 
     @property
     def downsample(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..config_reader import ConfigReader
+from ..counts import Count
 from ..transformer.config import RopeLayout
 
 TEXT_TOKENS = 1024  # length of every prompt's embeddings: the prompt first, registers after it
@@ -53,6 +54,15 @@ class TextConfig:
     projection_per_stream: bool
     video: ConnectorConfig
     audio: ConnectorConfig
+
+    @property
+    def counts(self) -> tuple[Count, ...]:
+        shared, own = "transformer.connector_num_layers", "transformer.audio_connector_num_layers"
+        audio_key = shared if self.audio.num_layers == self.video.num_layers else own
+        return (
+            Count(shared, self.video.num_layers, "video_embeddings_connector.transformer_1d_blocks"),
+            Count(audio_key, self.audio.num_layers, "audio_embeddings_connector.transformer_1d_blocks"),
+        )
 
     @property
     def longest_pair(self) -> int:
@@ -128,10 +138,10 @@ def _num_states(text_width: int, projection_inputs: int | None) -> int:
     return states
 
 
-def connector_key(keys: ConfigReader | Mapping[str, Any], prefix: str, name: str) -> str:
+def _connector_key(reader: ConfigReader, prefix: str, name: str) -> str:
     """The key that states a connector's number: its own, else the video stream's."""
     own = f"{prefix}connector_{name}"
-    return own if own in keys else f"connector_{name}"
+    return own if own in reader else f"connector_{name}"
 
 
 def _connector(reader: ConfigReader, prefix: str) -> ConnectorConfig:
@@ -141,9 +151,9 @@ def _connector(reader: ConfigReader, prefix: str) -> ConnectorConfig:
     if len(max_position) != 1 or max_position[0] < 1:
         raise reader.error("connector_positional_embedding_max_pos", "must hold one positive number")
     result = ConnectorConfig(
-        heads=reader.int(connector_key(reader, prefix, "num_attention_heads")),
-        head_dim=reader.int(connector_key(reader, prefix, "attention_head_dim")),
-        num_layers=reader.int(connector_key(reader, prefix, "num_layers")),
+        heads=reader.int(_connector_key(reader, prefix, "num_attention_heads")),
+        head_dim=reader.int(_connector_key(reader, prefix, "attention_head_dim")),
+        num_layers=reader.int(_connector_key(reader, prefix, "num_layers")),
         registers=reader.int("connector_num_learnable_registers"),
         max_position=max_position[0],
         rope_layout="split" if reader.str("rope_type", choices=("split", "interleaved")) == "split" else "interleaved",

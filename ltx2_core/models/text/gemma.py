@@ -36,6 +36,7 @@ PREFIXES = ("language_model.model.", "model.language_model.", "language_model.",
 TEXT_TENSORS = ("embed_tokens.", "layers.", "norm.")
 SENTENCEPIECE_KEY = "spiece_model"
 
+SUFFIX = ".safetensors"  # in any case
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("BF16", "F16", "F32", FP8_NAME)
 
@@ -347,12 +348,19 @@ def _weight_files(folder: Path, setting: str, stamps: dict[Path, Stamp | None]) 
             raise CheckpointError(setting, folder, problem, _DOWNLOAD_AGAIN)
         return files
     stamps[index] = None
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in _entries(folder, setting) if file.name.lower().endswith(SUFFIX))
     if not files:
         raise CheckpointError(setting, folder, "holds no safetensors file", _USE_GEMMA)
     if len(files) > 1 and (folder / "model.safetensors") in files:
         return [folder / "model.safetensors"]
     return files
+
+
+def _entries(folder: Path, setting: str) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise unreadable(setting, folder, error) from error
 
 
 def _indexed_names(path: Path, index: Mapping[str, Any], setting: str) -> list[str]:
@@ -372,7 +380,7 @@ def _indexed_names(path: Path, index: Mapping[str, Any], setting: str) -> list[s
 def _stays_inside(name: str) -> bool:
     """Whether a name is one of a file in the folder, or below it, on every system."""
     kinds = (PurePosixPath(name), PureWindowsPath(name))
-    if "\0" in name or not name.endswith(".safetensors") or len(name) > 1000:
+    if "\0" in name or not name.lower().endswith(SUFFIX) or len(name) > 1000:
         return False
     return not any(kind.anchor or ".." in kind.parts for kind in kinds)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..config_reader import ConfigReader
+from ..counts import Count
 
 Generation = Literal["2.0", "2.3"]
 RopeLayout = Literal["split", "interleaved"]
@@ -98,6 +99,10 @@ class TransformerConfig:
     def generation(self) -> Generation:
         """Which released generation these features belong to."""
         return "2.3" if self.prompt_modulation else "2.0"
+
+    @property
+    def counts(self) -> tuple[Count, ...]:
+        return (Count("transformer.num_layers", self.num_layers, "transformer_blocks"),)
 
     @property
     def latent_channels(self) -> int:

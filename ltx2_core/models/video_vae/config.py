@@ -9,6 +9,7 @@ from typing import Any
 
 from ...types import ScaleFactors
 from ..config_reader import ConfigReader
+from ..counts import Count
 from .layout import Stride
 
 PIXEL_CHANNELS = 3
@@ -114,6 +115,14 @@ class VideoVAEConfig:
         )
 
     @property
+    def encoder_counts(self) -> tuple[Count, ...]:
+        return _counts("encoder_blocks", range(len(self.encoder_stages)), self.encoder_stages, "down_blocks")
+
+    @property
+    def decoder_counts(self) -> tuple[Count, ...]:
+        return _counts("decoder_blocks", range(len(self.decoder_stages))[::-1], self.decoder_stages, "up_blocks")
+
+    @property
     def patch_channels(self) -> int:
         """Channels of a patchified picture."""
         return PIXEL_CHANNELS * self.patch_size**2
@@ -201,6 +210,15 @@ def _decoder_stages(section: ConfigReader, base_channels: int) -> tuple[int, tup
         stages.append(stage)
         channels = stage.out_channels
     return first, tuple(stages)
+
+
+def _counts(key: str, entries: Iterable[int], stages: Iterable[Stage], blocks: str) -> tuple[Count, ...]:
+    """Residual blocks of each stage; ``entries`` says which entry of the metadata's list describes it."""
+    return tuple(
+        Count(f"vae.{key}[{entry}].res_x.num_layers", stage.count, f"{blocks}.{number}.res_blocks")
+        for number, (entry, stage) in enumerate(zip(entries, stages, strict=True))
+        if isinstance(stage, ResStage)
+    )
 
 
 def _out_channels(stages: Iterable[Stage], channels: int) -> int:
