@@ -19,7 +19,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx2_core.errors import LTX2Error, SettingError
-from ..ltx2_core.plain_text import plain
+from ..ltx2_core.plain_text import is_plain
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.stages.validate import check_text
 from ..ltx2_core.types import ImageCondition
@@ -107,23 +107,14 @@ def for_the_page() -> Iterator[None]:
         yield
     except LTX2Error as error:
         error.args = (host.for_page(error),)
-        if not _is_plain(error):
+        if not is_plain(error):
             error.__cause__, error.__suppress_context__ = None, True
         raise
     except Exception as error:
-        if _is_plain(error) and host.for_page(error) == str(error):
+        if is_plain(error) and host.for_page(error) == str(error):
             raise
         cleaned = LTX2Error(host.for_page(f"{type(error).__name__}: {error}"))
         raise cleaned.with_traceback(error.__traceback__) from None
-
-
-def _is_plain(error: BaseException | None) -> bool:
-    """Whether nothing of the error, nor of those that led to it, has to be cleaned: the host logs all of them."""
-    while error is not None:
-        if not isinstance(error, LTX2Error) and plain(error) != str(error):
-            return False
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return True
 
 
 def check_values(inputs: Sequence[Any], values: Mapping[str, Any]) -> None:
