@@ -19,6 +19,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.limits import LIMITS
 from ..ltx2_core.plain_text import is_plain
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.stages.validate import check_text
@@ -175,6 +176,10 @@ def _check_number(widget: Any, value: Any) -> None:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     fits = real and (isinstance(value, numbers.Integral) or (not whole and math.isfinite(value)))
     if not fits or not widget.min <= value <= widget.max:
+        row = LIMITS.get(widget.id.replace("_", "-"))
+        if row is not None and (widget.min > 0 or widget.min == row.least):
+            raise SettingError(widget.id, value, row.words, row.fix)
+        # The smallest value of the widget stands for the preset's own
         problem = f"must be a {'whole ' if whole else ''}number between {widget.min} and {widget.max}"
         raise SettingError(widget.id, value, problem, f"The default is {widget.default}.")
 
