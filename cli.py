@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .ltx2_core.errors import LTX2Error, OutputError, SettingError, is_out_of_memory, memory_error
-from .ltx2_core.plain_text import json_text, plain_trace
+from .ltx2_core.plain_text import is_plain, json_text, plain_trace
 from .terminal.arguments import build_parser
 from .terminal.progress import TerminalProgress, messages
 from .terminal.streams import Terminated, say, signals_end_runs, streams_never_fail, write
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit status: 0, 1 after an unexpected error, 2 for input that cannot work, 130 after Ctrl-C, 128 and the
-        signal's number after another one that ends processes.
+        The exit status: 0, 1 after an unexpected error whose text had to be cleaned, 2 for input that cannot work, 130
+        after Ctrl-C, 128 and the signal's number after another one that ends processes.
     """
     with streams_never_fail(), signals_end_runs():
         return _run(argv)
@@ -69,6 +69,8 @@ def _run(argv: Sequence[str] | None) -> int:
             trace = plain_trace(error) if verbose else ""
             sys.stderr.write(f"{trace}ltx2: error: {memory_error(error)}\n")
             return BAD_INPUT
+        if is_plain(error):
+            raise
         sys.stderr.write(f"{plain_trace(error)}ltx2: this is a fault of the program, not of your input\n")
         return FAILED
     return 0

@@ -29,6 +29,7 @@ class Limit:
         whole: it counts something.
         fix: what to do instead, as a full sentence.
         unit: of the number, as a word.
+        problem: what is wrong with another one, where the bounds alone do not say it.
     """
 
     least: float
@@ -36,23 +37,29 @@ class Limit:
     whole: bool
     fix: str
     unit: str = ""
+    problem: str = ""
 
     @property
     def words(self) -> str:
+        """What is wrong with a value that is none of these, as the rest of a sentence."""
+        if self.problem:
+            return self.problem
         kind = "a whole number" if self.whole else "a number"
         unit = f" {self.unit}" if self.unit else ""
         return f"must be {kind} between {self.least} and {self.most}{unit}"
 
 
-_SIZE_FIX = "Give a multiple of 64, or of 32 for a one-stage run."
+_SIZE_FIX = "The released models are made for sizes around 768x512 and above."
+_SIZE = "must be a multiple of 64, or of 32 for a one-stage run, between 32 and 8192 pixels"
+_RATE_FIX = "Give one between 0.01 and 240. The models are made for 24 or 25 frames per second."
 _STRENGTH_FIX = "1 is as the file was made, 0 is off."
 _SCALE_FIX = "Leave it out for the recipe's."
 
 LIMITS: Mapping[str, Limit] = {
-    "width": Limit(32, 8192, True, _SIZE_FIX, "pixels"),
-    "height": Limit(32, 8192, True, _SIZE_FIX, "pixels"),
+    "width": Limit(32, 8192, True, _SIZE_FIX, "pixels", _SIZE),
+    "height": Limit(32, 8192, True, _SIZE_FIX, "pixels", _SIZE),
     "frames": Limit(1, 8193, True, "Give 8 * n + 1 frames: 121 at 24 frames per second are 5 seconds."),
-    "fps": Limit(0.01, 240.0, False, "It must be positive: the models are made for 24 or 25.", "frames per second"),
+    "fps": Limit(0.01, 240.0, False, _RATE_FIX, "frames per second", "must be a positive number"),
     "seed": Limit(0, 2**64 - 1, True, "Choose a seed from 0 to 2^64 - 1."),
     "steps": Limit(1, MOST_STEPS, True, "Give at least 1: the official recipes take 15 to 40."),
     "schedule-tokens": Limit(1, _MOST_SCHEDULE_TOKENS, True, "The official recipes take 4096, or the clip's own."),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["AREAS", "LONGEST_LINE", "LONGEST_REPORT", "LONGEST_TEXT", "json_text", "plain", "plain_trace"]
+__all__ = ["AREAS", "LONGEST_LINE", "LONGEST_REPORT", "LONGEST_TEXT", "is_plain", "json_text", "plain", "plain_trace"]
 
 LONGEST_TEXT = 4000  # characters: what an error dialog shows without being scrolled for long
 LONGEST_LINE = 200
@@ -79,6 +79,15 @@ def _escaped(character: str) -> str:
 def plain_trace(error: BaseException) -> str:
     """An error as Python's traceback shows it."""
     return plain("".join(traceback.format_exception(error)), LONGEST_REPORT)
+
+
+def is_plain(error: BaseException | None) -> bool:
+    """Whether nothing of an error, nor of those that led to it, has to be cleaned: tracebacks show all of them."""
+    while error is not None:
+        if plain(error) != str(error):
+            return False
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return True
 
 
 AREAS = (

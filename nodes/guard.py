@@ -19,7 +19,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..ltx2_core.errors import LTX2Error, SettingError
-from ..ltx2_core.plain_text import plain
+from ..ltx2_core.limits import LIMITS
+from ..ltx2_core.plain_text import is_plain
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.stages.validate import check_text
 from ..ltx2_core.types import ImageCondition
@@ -107,23 +108,14 @@ def for_the_page() -> Iterator[None]:
         yield
     except LTX2Error as error:
         error.args = (host.for_page(error),)
-        if not _is_plain(error):
+        if not is_plain(error):
             error.__cause__, error.__suppress_context__ = None, True
         raise
     except Exception as error:
-        if _is_plain(error) and host.for_page(error) == str(error):
+        if is_plain(error) and host.for_page(error) == str(error):
             raise
         cleaned = LTX2Error(host.for_page(f"{type(error).__name__}: {error}"))
         raise cleaned.with_traceback(error.__traceback__) from None
-
-
-def _is_plain(error: BaseException | None) -> bool:
-    """Whether nothing of the error, nor of those that led to it, has to be cleaned: the host logs all of them."""
-    while error is not None:
-        if not isinstance(error, LTX2Error) and plain(error) != str(error):
-            return False
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return True
 
 
 def check_values(inputs: Sequence[Any], values: Mapping[str, Any]) -> None:
@@ -184,6 +176,10 @@ def _check_number(widget: Any, value: Any) -> None:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     fits = real and (isinstance(value, numbers.Integral) or (not whole and math.isfinite(value)))
     if not fits or not widget.min <= value <= widget.max:
+        row = LIMITS.get(widget.id.replace("_", "-"))
+        if row is not None and (widget.min > 0 or widget.min == row.least):
+            raise SettingError(widget.id, value, row.words, row.fix)
+        # The smallest value of the widget stands for the preset's own
         problem = f"must be a {'whole ' if whole else ''}number between {widget.min} and {widget.max}"
         raise SettingError(widget.id, value, problem, f"The default is {widget.default}.")
 

@@ -370,8 +370,8 @@ def test_every_option_takes_what_nobody_means(
     tried = [
         (option, value) for option in fuzz.OPTIONS for value in fuzz.values(option, 0 if option in fuzz.SLOW else 4)
     ]
-    problems = {tried_one: problem for tried_one in tried if (problem := each.problem(*tried_one)) is not None}
-    assert not problems
+    problems = {one: problem for one in tried if (problem := each.problem(*one)) is not None}
+    assert problems == {}
     assert len(tried) > 120 and list(tmp_path.iterdir()) == []
 
 
