@@ -286,7 +286,6 @@ class RunReport:
     """
 
     stages: list[StageRecord] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
     mode: str = ""
     mode_reason: str = ""
     revision: str = ""
@@ -298,6 +297,7 @@ class RunReport:
     device_bytes: Mapping[str, int] = field(default_factory=dict)
     host_bytes: Mapping[str, int] = field(default_factory=dict)
     pinned_bytes: int = 0
+    notices: list[str] = field(default_factory=list)
 
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -287,10 +287,14 @@ class Watched:
 
     Args:
         stages: that the node will go through, see :class:`.progress.NodeProgress`.
+
+    Attributes:
+        notices: what the user should read beside what the report says.
     """
 
     def __init__(self, pipeline: PipelineHandle, stages: tuple[str, ...] = ()) -> None:
         self._pipeline, self._surface = pipeline, host.NodeSurface()
+        self.notices: list[str] = []
         self._progress = NodeProgress(self._surface, stages, PANEL.stage)
 
     def __enter__(self) -> NodeProgress:
@@ -310,5 +314,6 @@ class Watched:
         PANEL.ran(host.current_run(), report)
         seen = {stage.name: (stage.ms, stage.peak_bytes) for stage in report.stages}
         mine = {name: seen[name] for name in self._progress.seen if name in seen}
-        if mine:
-            self._surface.write(summary(mine, report.mode, report.notices))
+        notices = list(dict.fromkeys([*report.notices, *self.notices]))
+        if mine or notices:
+            self._surface.write(summary(mine, report.mode, notices))

@@ -21,6 +21,7 @@ log = logging.getLogger("ltx2.nodes")
 
 FROM_LATENT = "from latent"
 TWO_STAGE_PRESETS = tuple(name for name in RECIPE_NAMES if name != "one-stage")
+_NO_MASK = "LTX-2 Refine does not follow the latent's noise mask; connect images to keep their frames."
 _RATE_KEY = "frame_rate"  # in a CONDITIONING: what ComfyUI's LTXVConditioning writes
 
 
@@ -48,7 +49,8 @@ def refine_request(
         request = foreign_request(upsampled.video, handle, recipe, fps or float(positive[0][1].get(_RATE_KEY, 0.0)))
         request = replace(request, prompt=prompt_text(positive), seed=0)
         if _masks_anything(latent.get("noise_mask")):
-            log.warning("LTX-2 Refine does not follow the latent's noise mask; connect images to keep their frames")
+            log.warning("%s", _NO_MASK)
+            request = replace(request, notices=(*request.notices, _NO_MASK))
     else:
         request = replace(own, recipe=handle.adjusted(recipe), fps=fps or own.fps)
     request = replace(
