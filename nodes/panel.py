@@ -25,8 +25,8 @@ from ..device_manager.modes import AUTO, MODE_NAMES, Mode
 from ..ltx2_core.errors import LTX2Error, is_out_of_memory
 from ..ltx2_core.types import RunReport
 from . import host
-from .download import accept_licences, licences
 from .handle import PIPELINES, Opened, PipelineHandle
+from .licences import accept_licences, licences
 from .progress import NodeProgress, StageProgress, label, summary
 
 log = logging.getLogger("ltx2.nodes")
