@@ -43,6 +43,7 @@ class PinnedBudget:
 
     def __init__(self, limit: int | None = None, host: PinningHost | None = None) -> None:
         self.limit, self.pinned, self.warned = limit, 0, False
+        self.problem = ""  # the sentence of the warning
         self._host, self._lock = host, threading.RLock()
 
     def pin(self, memory: Tensor, owner: object) -> bool:
@@ -80,7 +81,8 @@ class PinnedBudget:
     def _warn(self, nbytes: int, problem: str) -> None:
         if not self.warned:
             self.warned = True
-            logger.warning("%.1f GB of host memory stay pageable, copies will be slower: %s", nbytes / 1e9, problem)
+            self.problem = f"{nbytes / 1e9:.1f} GB of host memory stay pageable, copies will be slower: {problem}"
+            logger.warning("%s", self.problem)
 
     def _unpin(self, memory: Tensor) -> None:
         with self._lock:

@@ -67,6 +67,7 @@ class DeviceManager:
         self._lock = threading.RLock()
         self._in_use = 0  # components that are handed out now
         self.planned_bytes = planned_bytes
+        self._notes: dict[str, str] = {}  # by what they are about
         self.before_use: Callable[[], None] | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._released: set[Hashable] = set()  # components that the last release took off the device
@@ -74,6 +75,15 @@ class DeviceManager:
     @property
     def mode(self) -> str:
         return self._mode.value
+
+    @property
+    def notices(self) -> list[str]:
+        """Sentences that the user should read, for as long as they are true."""
+        return [*self._notes.values(), *([self._budget.problem] if self._budget.problem else [])]
+
+    def note_mode(self, sentence: str) -> None:
+        """Something to be said of the mode, until another one is taken."""
+        self._notes["mode"] = sentence
 
     @contextmanager
     def use(
@@ -187,6 +197,7 @@ class DeviceManager:
                     self._placed[name].drop()
                     self._placed[name] = Placed(spec, self._streams, self._budget, self._moved)
             self.mode_reason, self.planned_bytes = reason, planned_bytes
+            self._notes.pop("mode", None)
         self.on_change()
 
     def change_mode(self, mode: Mode, reason: str) -> None:
@@ -199,6 +210,7 @@ class DeviceManager:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             self.mode_reason = reason
+            self._notes.pop("mode", None)
         self.on_change()
 
     def _take(self, mode: Mode) -> None:
@@ -223,6 +235,7 @@ class DeviceManager:
         reason = f"fell back from {self._mode} to {lower}: {problem}"
         logger.warning("The device manager %s", reason)
         self.change_mode(lower, reason)
+        self.note_mode(f"Memory ran out, the device mode {reason}")
         return True
 
     def status(self) -> dict[str, dict[str, int]]:

@@ -140,7 +140,7 @@ class Pipeline:
         progress: Progress = _QUIET,
     ) -> LatentPair:
         """Stage 1: guided denoising, at half size when the recipe has two stages."""
-        self._memory.last_request, self._memory.sound_notices = request, ()
+        self._memory.began(request, positive, negative)
         plan = plan_stages(self.models, request)[0]
         return denoise_stage(self.models, self.residency, request, plan, positive, negative, None, progress)
 
@@ -161,7 +161,7 @@ class Pipeline:
         plan = plan_stages(self.models, request)[-1]
         if plan.phase is not Phase.STAGE_2:
             raise ValueError(f"the {request.recipe.name} recipe has no second stage")
-        self._memory.last_request, self._memory.sound_notices = request, ()
+        self._memory.began(request, positive, None)
         return denoise_stage(self.models, self.residency, request, plan, positive, None, upsampled, progress)
 
     @_stage_without_retry
@@ -251,11 +251,9 @@ class Pipeline:
             found += request.notices
             found += request.audio.notices if request.audio is not None else ()
             found += [notice for image in request.images for notice in image.notices]
-            prompts = (request.prompt, request.negative_prompt)
-            found += [
-                notice for p in prompts if p in self._memory.prompts for notice in self._memory.prompts[p].notices
-            ]
+            found += self._memory.prompt_notices
             found += self._memory.sound_notices
+        found += self.residency.notices
         return list(dict.fromkeys(map(plain, found)))
 
 
@@ -265,12 +263,21 @@ class _Memory:
 
     Attributes:
         last_request: of the last stage that denoised.
+        prompt_notices: what the user should know of its prompts, whoever has encoded them.
         sound_notices: of the sound that was decoded since.
     """
 
     prompts: OrderedDict[str, PromptContext] = field(default_factory=OrderedDict)
     last_request: GenerationRequest | None = None
+    prompt_notices: tuple[str, ...] = ()
     sound_notices: tuple[str, ...] = ()
+
+    def began(self, request: GenerationRequest, positive: PromptContext, negative: PromptContext | None) -> None:
+        """A stage denoises; stage 2 of a request adds to what stage 1 had to say of its prompts."""
+        before = self.prompt_notices if request is self.last_request else ()
+        new = (*positive.notices, *(negative.notices if negative is not None else ()))
+        self.last_request, self.prompt_notices = request, tuple(dict.fromkeys((*before, *new)))
+        self.sound_notices = ()
 
 
 class _Kept:

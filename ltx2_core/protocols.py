@@ -30,6 +30,11 @@ class Residency(Protocol):
         """Why that mode was chosen, in words."""
         ...
 
+    @property
+    def notices(self) -> Sequence[str]:
+        """Sentences about where the modules live that the user should read, such as a smaller mode that was taken."""
+        ...
+
     def use(
         self, component: Component, phase: Phase, adapters: Mapping[str, float] | None = None
     ) -> AbstractContextManager[Any]:

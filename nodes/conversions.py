@@ -33,6 +33,7 @@ Latent = dict[str, Any]
 
 REQUEST_KEY = "ltx2_two_stage"  # in a LATENT: the request that it was made for
 PROMPT_KEY = "ltx2_prompt"  # in a CONDITIONING: the text
+NOTICES_KEY = "ltx2_notices"  # in a CONDITIONING: what the user should know of how the text was encoded
 FOREIGN_PROMPT = "(conditioning of another node)"
 _NOT_FINITE = "holds values that are not finite (NaN or infinity)"
 RAW_KEY = "unprocessed_ltxav_embeds"  # set by the host's text encoder: the connectors have still to run
@@ -40,7 +41,12 @@ RAW_KEY = "unprocessed_ltxav_embeds"  # set by the host's text encoder: the conn
 
 def to_conditioning(context: PromptContext, prompt: str) -> Conditioning:
     """CONDITIONING of one prompt."""
-    return [[host.outgoing(torch.cat([context.video, context.audio], dim=-1)), {PROMPT_KEY: prompt}]]
+    return [
+        [
+            host.outgoing(torch.cat([context.video, context.audio], dim=-1)),
+            {PROMPT_KEY: prompt, NOTICES_KEY: context.notices},
+        ]
+    ]
 
 
 def to_context(conditioning: Conditioning, handle: PipelineHandle, setting: str) -> PromptContext:
@@ -69,7 +75,8 @@ def to_context(conditioning: Conditioning, handle: PipelineHandle, setting: str)
     streams = (placed, placed) if shared else placed.split((video, audio), dim=-1)
     if raw:
         return handle.pipeline.connect_text(streams[0][0], streams[1][0])
-    return PromptContext(streams[0].contiguous(), streams[1].contiguous())
+    notices = tuple(str(notice) for notice in extra.get(NOTICES_KEY, ()))
+    return PromptContext(streams[0].contiguous(), streams[1].contiguous(), notices)
 
 
 def prompt_text(conditioning: Conditioning) -> str:

@@ -14,10 +14,11 @@ from ..ltx2_core.errors import CheckpointError, LTX2Error, SettingError
 from ..ltx2_core.loading.artifact_names import Role
 from ..ltx2_core.loading.download import RemoteFile, remote_files
 from ..ltx2_core.loading.download_process import check_space, fetch, partial_bytes
-from ..ltx2_core.loading.licences import ENVIRONMENT, LICENCES, accept, missing_consent
+from ..ltx2_core.loading.licences import missing_consent
 from ..ltx2_core.loading.releases import TEXT_ENCODER, Release, released_set
 from ..ltx2_core.recipes import RECIPE_NAMES
 from . import host
+from .licences import HOW
 from .model_choice import FOLDERS, ROLES
 from .progress import duration
 from .sockets import CATEGORY
@@ -26,7 +27,6 @@ log = logging.getLogger("ltx2.nodes")
 
 GENERATIONS: Mapping[str, str] = {"LTX-2.3": "2.3", "LTX-2": "2.0"}
 _INPUTS: Mapping[Role, str] = {role: name for name, role in ROLES.items()}
-_HOW = f"press the button of this node, or run ltx2 accept-licences (or start ComfyUI with {ENVIRONMENT}=yes)"
 _ACCEPTED = "You have accepted them on this machine: turn accept_licences on and run again."
 _WRITE_SECONDS = 1.0
 # Of a released file's size; tiny stand-ins have its name, and a quantised one is half as large
@@ -142,24 +142,8 @@ def _offer(missing: list[Release]) -> list[str]:
         "Nothing was fetched. These are missing:",
         *(f"{release} into models/{_folder(release)}" for release in missing),
         f"About {total:.1f} GB, under the {licences}. Read the licences on the pages of {pages} on Hugging Face. "
-        + (f"If you accept them, {_HOW}. Then turn accept_licences on and run again." if open_ones else _ACCEPTED),
+        + (f"If you accept them, {HOW}. Then turn accept_licences on and run again." if open_ones else _ACCEPTED),
     ]
-
-
-async def accept_licences(body: Mapping[str, Any]) -> host.Answer:
-    """What the button of the node asks for, on this machine: {"accept": true}."""
-    if body.get("accept") is not True:
-        return 400, {"error": "accept must be true.", "fix": "Press the button of LTX-2 Download."}
-    try:
-        accept()
-    except LTX2Error as error:
-        return 409, {"error": str(error), "fix": _HOW}
-    return 200, {"missing": missing_consent(LICENCES)}
-
-
-async def licences() -> host.Answer:
-    """Which licences there are, where to read them, and which are not accepted yet."""
-    return 200, {"licences": LICENCES, "missing": missing_consent(LICENCES)}
 
 
 def _check_switch(value: Any) -> None:

@@ -107,7 +107,9 @@ class ModeChange:
         try:
             change_device_mode(self._manager, self._models, wanted, self.ORIGIN, self._memory)
         except LTX2Error as error:
-            log.warning("the device mode stays %s: %s", self._manager.mode, error)
+            stays = f"The device mode stays {self._manager.mode}: {error}"
+            self._manager.note_mode(stays)
+            log.warning("%s", stays)
         else:
             self.setting = wanted
 

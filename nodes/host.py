@@ -228,6 +228,12 @@ def told_on_the_node() -> Iterator[None]:
         raise
 
 
+def tell(lines: Sequence[str]) -> None:
+    """Writes on the running node, where there is something to say."""
+    if lines:
+        NodeSurface().write("\n".join(lines))
+
+
 Answer = tuple[int, Mapping[str, Any]]
 """Status and JSON of an answer."""
 

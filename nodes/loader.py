@@ -13,6 +13,7 @@ from . import host
 from .handle import PIPELINES
 from .model_choice import FOLDERS, NONE, file_input, files_of, path_of, problem_when_queued, split_file_input
 from .model_sets import file_stamps
+from .progress import notes
 from .sockets import CATEGORY, pipeline_output
 
 AUTO = "auto"
@@ -118,4 +119,5 @@ class Loader(io.ComfyNode):
         number = dtype if dtype != AUTO else "float32" if device.type == "cpu" else "bfloat16"
         memory = host.memory(device)
         handle = PIPELINES.open(files, DTYPES[number], device, device_mode, memory, host.current_run, precision)
+        host.tell(notes(handle.pipeline.models.notices))
         return io.NodeOutput(handle)

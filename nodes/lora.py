@@ -16,6 +16,7 @@ from . import host
 from .handle import PipelineHandle
 from .model_choice import existing
 from .model_sets import FileStamps, file_stamps
+from .progress import notes
 from .sockets import CATEGORY, bounds, pipeline_input, pipeline_output
 
 FOLDERS = ("loras",)
@@ -76,7 +77,10 @@ class LoRA(io.ComfyNode):
     @classmethod
     def execute(cls, pipeline: PipelineHandle, lora: str, strength: float, stage: str) -> io.NodeOutput:
         path = existing("lora", lora, FOLDERS)
-        return io.NodeOutput(pipeline.with_lora(LoRASource(path, strength, STAGES[stage])))
+        added = pipeline.with_lora(LoRASource(path, strength, STAGES[stage]))
+        known = pipeline.pipeline.models.notices
+        host.tell(notes([notice for notice in added.pipeline.models.notices if notice not in known]))
+        return io.NodeOutput(added)
 
 
 @lru_cache(maxsize=32)

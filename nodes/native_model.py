@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ltx2_core.errors import SettingError
+from ..ltx2_core.finite import Suspect, check_finite
 from ..ltx2_core.models.transformer.positions import audio_positions, video_positions
 from ..ltx2_core.sampling.state import audio_tokens, from_tokens, video_tokens
 from ..ltx2_core.types import (
@@ -90,6 +91,7 @@ class SharedTransformer(nn.Module):
         pipeline = self._handle.pipeline
         with pipeline.residency.measure(f"{self._phase.value} sampler"), self.hold():
             result = executor(*args, **kwargs)
+        _check(result, f"the sampling of {self._phase.value.replace('_', ' ')}")
         PANEL.ran(host.current_run(), pipeline.last_report())
         return result
 
@@ -181,6 +183,14 @@ class SharedTransformer(nn.Module):
 
 _AT_WORK: WeakKeyDictionary[Any, SharedTransformer] = WeakKeyDictionary()
 """By device manager, whose MODEL holds the transformer."""
+
+
+def _check(result: Any, stage: str) -> None:
+    """Raises :class:`NotFiniteError` where a sampling has made no numbers: the host would decode them to black."""
+    streams = tuple(result.unbind()) if getattr(result, "is_nested", False) else (result,)
+    found = tuple(stream for stream in streams if torch.is_tensor(stream))
+    cause = "Likely causes: a cfg or a LoRA strength that is too high, a damaged file, or a latent that was so before."
+    check_finite(stage, Suspect("the latent", cause, found))
 
 
 class _Tokens:

@@ -25,8 +25,8 @@ from ..device_manager.modes import AUTO, MODE_NAMES, Mode
 from ..ltx2_core.errors import LTX2Error, is_out_of_memory
 from ..ltx2_core.types import RunReport
 from . import host
-from .download import accept_licences, licences
 from .handle import PIPELINES, Opened, PipelineHandle
+from .licences import accept_licences, licences
 from .progress import NodeProgress, StageProgress, label, summary
 
 log = logging.getLogger("ltx2.nodes")
@@ -287,10 +287,14 @@ class Watched:
 
     Args:
         stages: that the node will go through, see :class:`.progress.NodeProgress`.
+
+    Attributes:
+        notices: what the user should read beside what the report says.
     """
 
     def __init__(self, pipeline: PipelineHandle, stages: tuple[str, ...] = ()) -> None:
         self._pipeline, self._surface = pipeline, host.NodeSurface()
+        self.notices: list[str] = []
         self._progress = NodeProgress(self._surface, stages, PANEL.stage)
 
     def __enter__(self) -> NodeProgress:
@@ -310,5 +314,6 @@ class Watched:
         PANEL.ran(host.current_run(), report)
         seen = {stage.name: (stage.ms, stage.peak_bytes) for stage in report.stages}
         mine = {name: seen[name] for name in self._progress.seen if name in seen}
-        if mine:
-            self._surface.write(summary(mine, report.mode, report.notices))
+        notices = list(dict.fromkeys([*report.notices, *self.notices]))
+        if mine or notices:
+            self._surface.write(summary(mine, report.mode, notices))

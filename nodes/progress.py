@@ -216,7 +216,12 @@ def summary(stages: Mapping[str, tuple[float, int]], mode: str, notices: Sequenc
         mode: the device mode's name.
         notices: sentences for the user.
     """
-    return "\n".join([*(f"Note: {notice}" for notice in notices), _cost(stages, mode)])
+    return "\n".join([*notes(notices), *([_cost(stages, mode)] if stages else [])])
+
+
+def notes(notices: Sequence[str]) -> list[str]:
+    """What the user should read, a line each."""
+    return [f"Note: {notice}" for notice in notices]
 
 
 def _cost(stages: Mapping[str, tuple[float, int]], mode: str) -> str:

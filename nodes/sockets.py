@@ -121,7 +121,7 @@ def prompt_inputs() -> list[Any]:
             multiline=True,
             dynamic_prompts=True,
             tooltip="Describe the clip in one flowing paragraph, in order of time: scene, action, camera, light, and "
-            "what is heard. At most 1024 tokens; what is longer is cut, and the log says so.",
+            "what is heard. At most 1024 tokens; what is longer is cut, and the node says so.",
         ),
         io.String.Input(
             "negative_prompt",

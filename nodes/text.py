@@ -49,7 +49,10 @@ class TextEncode(io.ComfyNode):
         check_prompt(prompt)
         # Guided, so that the negative prompt is encoded too: which preset will run is not known here
         request = GenerationRequest(prompt, pipeline.recipe("two-stage"), negative_prompt)
-        with Watched(pipeline) as progress:
+        watched = Watched(pipeline)
+        with watched as progress:
             positive, negative = pipeline.pipeline.encode_prompt(request, progress)
+            # No stage may have run: what is known of a prompt is said again
+            watched.notices += [*positive.notices, *(negative.notices if negative else ())]
         assert negative is not None
         return io.NodeOutput(to_conditioning(positive, prompt), to_conditioning(negative, negative_prompt))
