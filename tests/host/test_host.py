@@ -143,7 +143,9 @@ def test_the_loader_lists_files_and_folders(host: Any) -> None:
         pytest.param(LOADER, True, 1.0, {}, id="2.3 images"),
         pytest.param(loader("2.0"), True, 1.0, {}, id="2.0 images"),
         pytest.param(LOADER, True, 0.5, {"preset": "hq"}, id="2.3 hq"),
-        pytest.param(LOADER, False, 0.0, {"preset": "distilled", "steps": 0}, id="2.3 distilled"),
+        pytest.param(
+            LOADER, False, 0.0, {"preset": "distilled", "steps": 0, "negative_prompt": ""}, id="2.3 distilled"
+        ),
     ],
 )
 def test_generate_equals_the_separate_nodes(
