@@ -144,7 +144,7 @@ def test_the_loader_lists_files_and_folders(host: Any) -> None:
         pytest.param(loader("2.0"), True, 1.0, {}, id="2.0 images"),
         pytest.param(LOADER, True, 0.5, {"preset": "hq"}, id="2.3 hq"),
         pytest.param(
-            LOADER, False, 0.0, {"preset": "distilled", "steps": 0, "negative_prompt": ""}, id="2.3 distilled"
+            LOADER, False, 1.0, {"preset": "distilled", "steps": 0, "negative_prompt": ""}, id="2.3 distilled"
         ),
     ],
 )
