@@ -15,8 +15,8 @@ from ..models.counts import Count
 from ..models.meta_device import OnMeta
 from ..models.scaled_linear import FP8, quantise_into, scale_layers
 from ..models.scaled_weights import FP8_NAME, dequantised
+from ..models.weights_file import WeightsFile
 from ..types import Component
-from .checkpoint import SafetensorsFile
 from .keymaps import stored_name
 from .listing import some
 from .lora import linear_layers
@@ -36,7 +36,7 @@ ChooseScaled = Callable[[Layers, Collection[str]], Collection[str]]
 class Piece:
     """What one file contributes: name in the module -> name in the file."""
 
-    file: SafetensorsFile
+    file: WeightsFile
     names: Mapping[str, str]
 
     def without_scales(self) -> Piece:
@@ -240,7 +240,7 @@ def _not_as_described(component: Component, pieces: Sequence[Piece], problems: s
     return first.error(f"does not hold the {what} it describes: {problems}", _FIX)
 
 
-def _scales(file: SafetensorsFile, keys: Sequence[str]) -> dict[str, Tensor]:
+def _scales(file: WeightsFile, keys: Sequence[str]) -> dict[str, Tensor]:
     """Of fp8 tensors by name in the file, float32 on the host; of those without any it is 1."""
     names = {key: file.scaled.scales[key] for key in keys if key in file.scaled.scales}
     read = file.read(names.values(), dtype=torch.float32)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, SettingError
+from ..files.saving import check_path
 from ..limits import checked
 from ..models.audio_vae import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
@@ -30,17 +31,16 @@ from ..models.video_vae.config import VideoVAEConfig
 from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import VocoderConfig, build_vocoder
+from ..models.weights_file import WeightsFile
 from ..plain_text import LONGEST_LINE, plain
 from ..recipes import UNKNOWN
 from ..types import AudioGeometry, Component, Phase, ScaleFactors
 from .artifact_names import is_distilled_lora, variant_of
-from .checkpoint import SafetensorsFile
 from .component_source import ComponentSource, Piece
 from .identify import FileKind, identify
 from .lora import LoRAFile, check_fit, inject, set_adapters
 from .model_parts import ModelParts, naming_file
 from .precision import AUTO, check_precision, scaled_layers
-from .saving import check_path
 
 __all__ = ["Adapter", "LoRASource", "ModelFiles", "ModelSet"]
 
@@ -361,7 +361,7 @@ def _check_names(files: ModelFiles) -> None:
         check_path("lora" if role.startswith("lora_") else role.replace("_", "-"), path)
 
 
-def _variant(checkpoint: SafetensorsFile) -> str:
+def _variant(checkpoint: WeightsFile) -> str:
     """Told from the file's name, else from that of the file which it links to, else from a title in its metadata."""
     texts = [checkpoint.path.name, checkpoint.path.resolve().name]
     texts += [checkpoint.metadata.get(key, "") for key in _TITLES]
@@ -413,9 +413,9 @@ def _check_text(transformer: TransformerConfig, text: TextConfig) -> None:
 
 
 def _open_upsampler(
-    path: Path, video: VideoVAEConfig, checkpoint: SafetensorsFile
+    path: Path, video: VideoVAEConfig, checkpoint: WeightsFile
 ) -> tuple[UpsamplerConfig, ComponentSource, tuple[str, ...]]:
-    file = SafetensorsFile.open(path, "upsampler")
+    file = WeightsFile.open(path, "upsampler")
     found = identify(file)
     fix = "Use the spatial x2 upsampler of the checkpoint's release, such as ltx-2.3-spatial-upscaler-x2-1.1."
     if found.kind is not FileKind.UPSAMPLER:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import CheckpointError, ConfigError
+from ...files.header import TensorInfo, foreign
+from ...files.json_text import parse_json
+from ...files.regular import FileChanged, read_small, unreadable
+from ...files.safetensors_file import TORCH_DTYPES
+from ...files.stamp import Stamp, stamp_of
 from ..meta_device import OnMeta
 from ..scaled_weights import FP8_NAME, dequantised
-from ..storage.header import TensorInfo, foreign
-from ..storage.json_text import parse_json
-from ..storage.regular import FileChanged, read_small, unreadable
-from ..storage.safetensors_file import TORCH_DTYPES, SafetensorsFile
-from ..storage.stamp import Stamp, stamp_of
+from ..weights_file import WeightsFile
 from .gemma_config import SLIDING, GemmaConfig, GemmaSizes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
 
@@ -71,7 +72,7 @@ class GemmaSource:
     dtype: torch.dtype
     bytes: int
     parameters: int
-    files: Mapping[str, tuple[SafetensorsFile, str]]
+    files: Mapping[str, tuple[WeightsFile, str]]
     tokenizer_path: Path
     stamps: Mapping[Path, Stamp | None]
 
@@ -112,7 +113,7 @@ class GemmaSource:
             file.check_unchanged()
 
     @property
-    def _shards(self) -> list[SafetensorsFile]:
+    def _shards(self) -> list[WeightsFile]:
         return list({id(file): file for file, _ in self.files.values()}.values())
 
     def load_tokenizer(self) -> PromptTokenizer:
@@ -225,12 +226,12 @@ def _open_folder(path: Path, setting: str) -> GemmaSource:
     tokenizer = _find_tokenizer(path, folder, setting)
     for file, most in ((tokenizer, _MOST_TOKENIZER), (tokenizer.with_name("tokenizer_config.json"), _MOST_JSON)):
         stamps[file] = _look_at(file, setting, most)
-    files = [SafetensorsFile.open(file, setting) for file in _weight_files(folder, setting, stamps)]
+    files = [WeightsFile.open(file, setting) for file in _weight_files(folder, setting, stamps)]
     return _source(path, setting, files, tokenizer, stamps, lambda sizes: GemmaConfig.from_json(sizes, text_config))
 
 
 def _open_file(path: Path, setting: str) -> GemmaSource:
-    file = SafetensorsFile.open(path, setting)
+    file = WeightsFile.open(path, setting)
     source = _source(path, setting, [file], path, {}, GemmaConfig.released)
     if SENTENCEPIECE_KEY not in file.tensors:
         fix = "Use a file in ComfyUI's layout (gemma_3_12B_it.safetensors), or a Hugging Face folder."
@@ -245,7 +246,7 @@ def _open_file(path: Path, setting: str) -> GemmaSource:
 def _source(
     path: Path,
     setting: str,
-    files: Sequence[SafetensorsFile],
+    files: Sequence[WeightsFile],
     tokenizer: Path,
     stamps: Mapping[Path, Stamp | None],
     configure: Callable[[GemmaSizes], GemmaConfig],
@@ -277,7 +278,7 @@ def _source(
     )
 
 
-def _prefix(path: Path, setting: str, files: Sequence[SafetensorsFile]) -> str:
+def _prefix(path: Path, setting: str, files: Sequence[WeightsFile]) -> str:
     """What precedes the text model's names in these files."""
     for prefix in PREFIXES:
         if any(f"{prefix}embed_tokens.weight" in file.tensors for file in files):
@@ -285,14 +286,14 @@ def _prefix(path: Path, setting: str, files: Sequence[SafetensorsFile]) -> str:
     raise CheckpointError(setting, path, "is not Gemma 3: it has no token embeddings", _USE_GEMMA)
 
 
-def _text_tensors(file: SafetensorsFile, prefix: str) -> list[tuple[str, TensorInfo]]:
+def _text_tensors(file: WeightsFile, prefix: str) -> list[tuple[str, TensorInfo]]:
     starts, beside = tuple(prefix + start for start in TEXT_TENSORS), file.scaled.beside
     return [(key, info) for key, info in file.tensors.items() if key.startswith(starts) and key not in beside]
 
 
-def _require_once(files: Sequence[SafetensorsFile], setting: str) -> None:
+def _require_once(files: Sequence[WeightsFile], setting: str) -> None:
     """Which of two tensors of one name is meant, nothing says."""
-    homes: dict[str, SafetensorsFile] = {}
+    homes: dict[str, WeightsFile] = {}
     for file in files:
         for name in file.tensors:
             if homes.setdefault(name, file) is not file:

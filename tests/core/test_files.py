@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
-from ltx2_two_stage.ltx2_core.loading.header import DTYPE_BITS
+from ltx2_two_stage.ltx2_core.files.header import DTYPE_BITS
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from safetensors.torch import save_file
 
 

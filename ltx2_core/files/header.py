@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...errors import CheckpointError
+from ..errors import CheckpointError
 from .json_text import parse_json
 from .regular import open_regular, require_stamp, unreadable
 from .stamp import Stamp
