@@ -14,6 +14,7 @@ from .json_text import parse_json
 from .regular import open_regular, require_stamp, unreadable
 from .stamp import Stamp
 
+SUFFIXES = (".safetensors", ".sft")  # of the format, in any case
 _LENGTH_BYTES = 8
 # The released files' headers have 1 MB, and trainers write some MB of statistics. The format allows 100 MB, which take
 # seconds and gigabytes to parse.

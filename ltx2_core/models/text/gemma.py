@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import CheckpointError, ConfigError
-from ...files.header import TensorInfo, foreign
+from ...files.header import SUFFIXES, TensorInfo, foreign
 from ...files.json_text import parse_json
 from ...files.regular import FileChanged, read_small, unreadable
 from ...files.safetensors_file import TORCH_DTYPES
@@ -37,7 +37,6 @@ PREFIXES = ("language_model.model.", "model.language_model.", "language_model.",
 TEXT_TENSORS = ("embed_tokens.", "layers.", "norm.")
 SENTENCEPIECE_KEY = "spiece_model"
 
-SUFFIX = ".safetensors"  # in any case
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("BF16", "F16", "F32", FP8_NAME)
 
@@ -220,7 +219,7 @@ def gemma_states(model: nn.Module, prompts: Sequence[Tensor]) -> list[Tensor]:
 def _open_folder(path: Path, setting: str) -> GemmaSource:
     folder = path if _is_there(path / "config.json") else path / "text_encoder"
     if not _is_there(folder / "config.json"):
-        raise CheckpointError(setting, path, "holds no config.json", _USE_GEMMA)
+        raise CheckpointError(setting, path, f"holds no config.json{_gguf(path, setting)}", _USE_GEMMA)
     stamps: dict[Path, Stamp | None] = {}
     text_config = _read_text_config(folder / "config.json", setting, stamps)
     tokenizer = _find_tokenizer(path, folder, setting)
@@ -349,12 +348,18 @@ def _weight_files(folder: Path, setting: str, stamps: dict[Path, Stamp | None]) 
             raise CheckpointError(setting, folder, problem, _DOWNLOAD_AGAIN)
         return files
     stamps[index] = None
-    files = sorted(file for file in _entries(folder, setting) if file.name.lower().endswith(SUFFIX))
+    files = sorted(file for file in _entries(folder, setting) if file.name.lower().endswith(SUFFIXES))
     if not files:
-        raise CheckpointError(setting, folder, "holds no safetensors file", _USE_GEMMA)
+        raise CheckpointError(setting, folder, f"holds no safetensors file{_gguf(folder, setting)}", _USE_GEMMA)
     if len(files) > 1 and (folder / "model.safetensors") in files:
         return [folder / "model.safetensors"]
     return files
+
+
+def _gguf(folder: Path, setting: str) -> str:
+    """What to say of a folder that holds weights in a format that is not read."""
+    found = sorted(file.name for file in _entries(folder, setting) if file.name.lower().endswith(".gguf"))
+    return f"; {found[0]} is a GGUF file, which is not read" if found else ""
 
 
 def _entries(folder: Path, setting: str) -> list[Path]:
@@ -381,7 +386,7 @@ def _indexed_names(path: Path, index: Mapping[str, Any], setting: str) -> list[s
 def _stays_inside(name: str) -> bool:
     """Whether a name is one of a file in the folder, or below it, on every system."""
     kinds = (PurePosixPath(name), PureWindowsPath(name))
-    if "\0" in name or not name.lower().endswith(SUFFIX) or len(name) > 1000:
+    if "\0" in name or not name.lower().endswith(SUFFIXES) or len(name) > 1000:
         return False
     return not any(kind.anchor or ".." in kind.parts for kind in kinds)
 
