@@ -34,7 +34,7 @@ from ..plain_text import LONGEST_LINE, plain
 from ..recipes import UNKNOWN
 from ..types import AudioGeometry, Component, Phase, ScaleFactors
 from .artifact_names import is_distilled_lora, variant_of
-from .component_source import ComponentSource, Piece
+from .component_source import ComponentSource, Piece, check_counts
 from .lora import LoRAFile, check_fit, inject, set_adapters
 from .model_files import LoRASource, ModelFiles, Stage
 from .model_parts import naming_file
@@ -142,10 +142,12 @@ class ModelSet:
             Component.AUDIO_ENCODER: audio.encoder_counts,
             Component.AUDIO_DECODER: audio.decoder_counts,
         }
+        for component, stated in counts.items():
+            check_counts(component, pieces[component], stated)
         sources, linear = {}, {}
         for component, create in creators.items():
             sources[component], linear[component] = ComponentSource.checked(
-                component, pieces[component], create, in_fp8.get(component), counts.get(component, ())
+                component, pieces[component], create, in_fp8.get(component)
             )
         layers = linear[Component.TRANSFORMER]
         upsampler, notices = None, tuple[str, ...]()
