@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files.safetensors_file import PLAIN_DTYPES, SafetensorsFile
 from ..plain_text import plain
-from .checkpoint import PLAIN_DTYPES, SafetensorsFile
 from .identify import other_model
 from .keymaps import diffusers_name
 from .listing import some

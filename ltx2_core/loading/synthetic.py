@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files.saving import save_tensors
 from ..models.audio_vae.config import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
@@ -27,7 +28,6 @@ from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import BandwidthExtendedVocoder, VocoderConfig, build_vocoder
 from ..types import DTYPES
 from ..whole_file import staged
-from .saving import save_tensors
 from .synthetic_configs import (
     JSON,
     MODEL_VERSION,

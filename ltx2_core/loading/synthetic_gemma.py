@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .saving import save_tensors
+from ..files.saving import save_tensors
 from .synthetic_sentencepiece import sentencepiece_model
 
 __all__ = ["TINY_HEADS", "GemmaHeads", "write_single_file", "write_tiny_gemma"]

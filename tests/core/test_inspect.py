@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.inspect import inspect_file
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from safetensors import safe_open

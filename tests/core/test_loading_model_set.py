@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, ConfigError, LTX2Error, SettingError
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.keymaps import component_keys
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, full_size_config, write_tiny

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.keymaps import component_keys
 from ltx2_two_stage.ltx2_core.loading.synthetic import (
     TinyFiles,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..storage.json_text import parse_json
+from ...files.json_text import parse_json
 
 BOS = "<bos>"
 
