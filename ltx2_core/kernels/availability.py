@@ -37,7 +37,7 @@ def interpreted() -> bool:
 def runs_on(device: torch.device) -> bool:
     """Whether Triton can compile and launch a kernel on this GPU: it needs a C compiler, which not every system has."""
     try:
-        from .trial_triton import trial
+        from .triton.trial import trial
 
         trial(device)
     except Exception as error:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .availability import fused
 
-TIME = 2  # the frame axis
-
 
 class Edges(NamedTuple):
     """What a convolution's input gets around its frames.
@@ -45,9 +43,9 @@ def window(
         copy of its last frames, at most ``keep``, None where that is 0.
     """
     if fused(x):
-        from . import frames_triton
+        from .triton.frames import window as kernel
 
-        return frames_triton.window(x, bias, kept, edges, eps, keep)
+        return kernel(x, bias, kept, edges, eps, keep)
     if bias is not None:
         x.add_(_per_channel(bias))
     (batch, channels, frames, height, width), (before, after, m) = x.shape, edges
@@ -79,9 +77,9 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 def add_(out: Tensor, bias: Tensor | None, skip: Tensor) -> None:
     """Adds a bias (r * C,) and a skip connection (B, C, f, H, W), repeated r times, into (B, r * C, f, H, W)."""
     if fused(out):
-        from . import frames_triton
+        from .triton.frames import add_ as kernel
 
-        frames_triton.add_(out, bias, skip)
+        kernel(out, bias, skip)
         return
     if bias is not None:
         out.add_(_per_channel(bias))

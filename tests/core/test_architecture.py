@@ -18,11 +18,12 @@ CODE_FOLDERS = ("nodes", "terminal", "ltx2_core", "device_manager")
 # Layer -> layers it may import besides itself and CONTRACTS. A module belongs to the longest prefix that matches it.
 ALLOWED: dict[str, set[str]] = {
     "ltx2_core": set(),
-    "ltx2_core.kernels": set(),
+    "ltx2_core.kernels": {"ltx2_core.kernels.triton"},
+    "ltx2_core.kernels.triton": {"ltx2_core.kernels"},
     "ltx2_core.models": {"ltx2_core.kernels"},
     "ltx2_core.sampling": set(),
     "ltx2_core.media": set(),
-    "ltx2_core.loading": {"ltx2_core.models"},
+    "ltx2_core.loading": {"ltx2_core.models", "ltx2_core.kernels"},
     "ltx2_core.stages": {"ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "ltx2_core.pipeline": {"ltx2_core.stages", "ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "device_manager": set(),

@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 import torch
+from ltx2_two_stage.ltx2_core.kernels.rope import rotate
 from ltx2_two_stage.ltx2_core.models.transformer.positions import audio_positions, keyframe_positions, video_positions
-from ltx2_two_stage.ltx2_core.models.transformer.rope import rope_table, rotate
+from ltx2_two_stage.ltx2_core.models.transformer.rope import rope_table
 from ltx2_two_stage.ltx2_core.types import AudioGeometry, AudioLatentShape, Rope, ScaleFactors, VideoLatentShape
 
 SCALE = ScaleFactors(8, 32, 32)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...kernels.modulation import Affine, Row
+from ...kernels.rows import Affine, Row
 
 SINUSOID_CHANNELS = 256
 _SINUSOID_PERIOD = 10000.0

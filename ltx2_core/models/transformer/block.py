@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.activation import Activation, Needs
-from ...kernels.heads import gelu
+from ...kernels.gelu import linear_gelu
 from ...kernels.lanes import Lanes
-from ...kernels.modulation import Affine, Row, modulate, residual_norm
-from ...kernels.products import gelu_in_product, linear_gelu
+from ...kernels.modulation import modulate, residual_norm
+from ...kernels.rows import Affine, Row
 from ...protocols import Attention
 from ...types import StreamRope
 from .adaln import Modulation
@@ -107,12 +107,7 @@ class FeedForward(nn.Module):
         """(B, T, width) -> the same shape."""
         x = x if isinstance(x, Activation) else Activation(x)
         first, _, contract = self.net
-        expand: Any = first.proj
-        if x.plain is not None and gelu_in_product(x.plain, expand):
-            hidden = Activation(linear_gelu(x.plain, expand))
-        else:
-            hidden = gelu(x.through(expand), Needs.of((contract,)))
-        return hidden.through(contract)
+        return linear_gelu(x, first.proj, contract).through(contract)  # type: ignore[arg-type]
 
 
 class StreamLayers(NamedTuple):
