@@ -1,4 +1,4 @@
-"""Moves between space, time and channels, in the channel orders of the official weights (fact sheet 7.1)."""
+"""Moves between space, time and channels, in the channel orders of the official weights (docs/model.md 7.1)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def to_bytes(x: Tensor, bias: Tensor, patch: int) -> Tensor:
 
     Returns:
         (F, H * patch, W * patch, 3) uint8, contiguous, on the device of ``x``. Truncated, not rounded, and clipped, as
-        in the official code (fact sheet 7.1).
+        in the official code (docs/model.md 7.1).
     """
     if fused(x):
         from .triton.layout import to_bytes as kernel

@@ -1,4 +1,4 @@
-"""Latent upsampler: a video latent of more height and width, or of more frames (fact sheet 7.5)."""
+"""Latent upsampler: a video latent of more height and width, or of more frames (docs/model.md 7.5)."""
 
 from __future__ import annotations
 

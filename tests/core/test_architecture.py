@@ -1,4 +1,4 @@
-"""Holds the import directions of the design: an AST walk over the package, and imports in fresh processes."""
+"""Holds the import directions between the layers: an AST walk over the package, and imports in fresh processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token positions and rotary tables by hand (fact sheet 2.6 and 4.4)."""
+"""Token positions and rotary tables by hand (docs/model.md 2.6 and 4.4)."""
 
 from __future__ import annotations
 

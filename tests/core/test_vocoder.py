@@ -117,7 +117,7 @@ def tiny_config(variant: str) -> VocoderConfig:
 
 
 def randomise(module: nn.Module, seed: int = 0, loudness: float = 1.0) -> nn.Module:
-    """Non-degenerate weights, a real Fourier basis under a Hann window and a positive mel bank (fact sheet 11.3)."""
+    """Non-degenerate weights, a real Fourier basis under a Hann window and a positive mel bank (docs/model.md 11.2)."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if name.endswith("forward_basis"):
@@ -164,7 +164,7 @@ def test_parameter_count_of_the_released_model(variant: str, parameters: int) ->
     with torch.device("meta"):
         module = build_vocoder(VocoderConfig.from_metadata(RELEASED[variant]))
     assert sum(p.numel() for p in module.parameters()) == parameters
-    # Fact sheet 10 counts 547,627 numbers in buffers: the 43 taps of the skip resampler are ours to compute.
+    # docs/model.md 10 counts 547,627 numbers in buffers: the 43 taps of the skip resampler are ours to compute.
     buffers = {"2.0": 0, "2.3": 547_627 - 43}[variant]
     assert sum(b.numel() for b in module.buffers()) == buffers
 
@@ -222,7 +222,7 @@ def test_bfloat16_weights(variant: str, bound: float) -> None:
 
 def test_filter_is_the_published_one() -> None:
     taps = kaiser_sinc_taps(12, 0.25, 0.3)
-    published = [0.0020290, 0.0093895, -0.0255435, -0.0576574, 0.1285726, 0.4432098]  # fact sheet 7.4
+    published = [0.0020290, 0.0093895, -0.0255435, -0.0576574, 0.1285726, 0.4432098]  # docs/model.md 7.4
     assert taps == pytest.approx(published + published[::-1], abs=5e-8)
     module = AntiAliasedSnake(3)
     for buffer in (module.upsample.filter, module.downsample.lowpass.filter):

@@ -1,4 +1,4 @@
-"""Adaptive layer norm with one embedding shared by all blocks (PixArt-alpha, arXiv 2310.00426; fact sheet 2.3)."""
+"""Adaptive layer norm with one embedding shared by all blocks (PixArt-alpha, arXiv 2310.00426; docs/model.md 2.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multi-head attention with norms over all heads, rotary embeddings and per-head gates (fact sheet 2.5)."""
+"""Multi-head attention with norms over all heads, rotary embeddings and per-head gates (docs/model.md 2.5)."""
 
 from __future__ import annotations
 

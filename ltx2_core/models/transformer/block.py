@@ -1,4 +1,4 @@
-"""One transformer block: both streams attend to themselves, to the text, to each other (fact sheet 2.2 and 2.4)."""
+"""One transformer block: both streams attend to themselves, to the text, to each other (docs/model.md 2.2 and 2.4)."""
 
 from __future__ import annotations
 

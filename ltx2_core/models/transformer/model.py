@@ -1,4 +1,4 @@
-"""The diffusion transformer of LTX-2 and LTX-2.3: noisy tokens of both streams in, velocities out (fact sheet 2)."""
+"""The diffusion transformer of LTX-2 and LTX-2.3: noisy tokens of both streams in, velocities out (docs/model.md 2)."""
 
 from __future__ import annotations
 

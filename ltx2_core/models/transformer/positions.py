@@ -1,4 +1,4 @@
-"""Where tokens are: intervals [start, end) in seconds and pixels (fact sheet 2.6 and 4.4)."""
+"""Where tokens are: intervals [start, end) in seconds and pixels (docs/model.md 2.6 and 4.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rotary position embeddings over seconds and pixels (RoFormer, arXiv 2104.09864; fact sheet 2.6)."""
+"""Rotary position embeddings over seconds and pixels (RoFormer, arXiv 2104.09864; docs/model.md 2.6)."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ Stage = ResStage | ResampleStage
 
 @dataclass(frozen=True)
 class VideoVAEConfig:
-    """Sizes of the video autoencoder (fact sheet 1.3 and 7.1).
+    """Sizes of the video autoencoder (docs/model.md 1.3 and 7.1).
 
     Attributes:
         latent_channels: channels of the latent.

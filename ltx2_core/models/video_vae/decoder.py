@@ -26,7 +26,7 @@ class NotFinitePixels(ArithmeticError):
 
 
 class VideoDecoder(nn.Module):
-    """The decoder half of the video autoencoder (fact sheet 7.1); deterministic, and not causal.
+    """The decoder half of the video autoencoder (docs/model.md 7.1); deterministic, and not causal.
 
     State-dict keys are those of the checkpoint after ``vae.decoder.``, plus ``per_channel_statistics.*``.
     """

@@ -17,7 +17,7 @@ log = logging.getLogger("ltx2.video_vae")
 
 
 class VideoEncoder(nn.Module):
-    """The encoder half of the video autoencoder (fact sheet 7.1); every latent frame depends on the past only.
+    """The encoder half of the video autoencoder (docs/model.md 7.1); every latent frame depends on the past only.
 
     State-dict keys are those of the checkpoint after ``vae.encoder.``, plus ``per_channel_statistics.*``.
     """

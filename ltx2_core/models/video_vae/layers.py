@@ -1,4 +1,4 @@
-"""Convolutions over space and time that can be fed piece by piece, and the blocks made of them (fact sheet 7.1).
+"""Convolutions over space and time that can be fed piece by piece, and the blocks made of them (docs/model.md 7.1).
 
 A convolution that looks one frame ahead cannot finish a piece's last frame before the next piece is there. So every
 convolution keeps its last two input frames, is one frame late, and pads by repeating frames only where the clip itself

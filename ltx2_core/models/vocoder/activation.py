@@ -1,4 +1,4 @@
-"""The anti-aliased SnakeBeta activation of BigVGAN (Lee et al., 2023), fact sheet 7.4.
+"""The anti-aliased SnakeBeta activation of BigVGAN (Lee et al., 2023), docs/model.md 7.4.
 
 A periodic nonlinearity makes frequencies above the band; evaluating it at twice the rate between two low-pass filters
 keeps most of them from folding back.

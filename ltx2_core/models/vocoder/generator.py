@@ -14,7 +14,7 @@ from .config import STEREO, BlockKind, FinalActivation, GeneratorConfig
 
 EDGE_KERNEL = 7  # of the first and the last convolution; the metadata has no key for it
 LEAKY_SLOPE = 0.1
-FINAL_LEAKY_SLOPE = 0.01  # the framework's default, not the slope of the blocks (fact sheet 7.3)
+FINAL_LEAKY_SLOPE = 0.01  # the framework's default, not the slope of the blocks (docs/model.md 7.3)
 
 
 class LeakyBlock(nn.Module):
@@ -53,7 +53,7 @@ class AMPBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """A stack of transposed convolutions, each followed by the mean of parallel residual blocks (fact sheet 7.3, 7.4).
+    """Transposed convolutions, each followed by the mean of parallel residual blocks (docs/model.md 7.3, 7.4).
 
     State-dict keys are those of a 2.0 checkpoint after ``vocoder.``. Float32 is the precision to run it in: over the
     full 2.3 vocoder with random weights, bfloat16 is off by 4% (relative L2) and saves nothing that a user notices;
