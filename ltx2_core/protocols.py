@@ -9,7 +9,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .types import AudioGeometry, Component, Phase, ScaleFactors
+from .types import (
+    AudioGeometry,
+    BatchItem,
+    Component,
+    CrossTimestepRule,
+    Phase,
+    ScaleFactors,
+    StreamInput,
+    VelocityPair,
+)
 
 
 class Residency(Protocol):
@@ -162,6 +171,26 @@ class Watching(Protocol):
         Args:
             latent: gives the clean estimate of the video latent after this step, (1, C, F, H, W) on the compute
                 device. Without a call nothing is computed; reading its numbers waits for the device.
+        """
+        ...
+
+
+class Velocities(Protocol):
+    """The call of the transformer, plain or replayed."""
+
+    def __call__(
+        self,
+        video: StreamInput | None,
+        audio: StreamInput | None,
+        items: Sequence[BatchItem],
+        cross_rule: CrossTimestepRule,
+    ) -> VelocityPair:
+        """Velocities of both streams, (B, T, C) each, where B counts the items that compute it.
+
+        Args:
+            video, audio: None leaves a stream out, as does one that is not ``enabled``: its velocity is None.
+            items: the evaluations that the call makes.
+            cross_rule: noise level behind the audio-video exchange.
         """
         ...
 
