@@ -196,9 +196,9 @@ class Velocities(Protocol):
 
 
 class Attention(Protocol):
-    """Scaled dot-product attention, (B, heads, T, head_dim) in and out; ``bias`` is additive and broadcastable."""
+    """Scaled dot-product attention without a mask, (B, heads, T, head_dim) in and out."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor: ...
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
 class NoProgress:

@@ -23,12 +23,12 @@ SETTINGS = ("auto", "eager")
 
 def fused(tensor: Tensor) -> bool:
     """Whether Triton's kernels serve this tensor: on an NVIDIA or AMD GPU, or anywhere in Triton's interpreter."""
-    if not _wanted() or not (tensor.is_cuda or interpreted()):
+    if not _wanted() or not (tensor.is_cuda or _interpreted()):
         return False
     return _installed() and (not tensor.is_cuda or runs_on(tensor.device))
 
 
-def interpreted() -> bool:
+def _interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on the CPU (``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 

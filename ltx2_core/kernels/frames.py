@@ -55,7 +55,7 @@ def window(
     if eps is None:
         inner.copy_(x)
     else:
-        torch.mul(x, inverse_rms(x, eps), out=inner)
+        torch.mul(x, _inverse_rms(x, eps), out=inner)
         # Of the whole window, though its edges hold nothing yet: a strided pass would take twice the time.
         F.silu(out, inplace=True)
     if m:
@@ -66,7 +66,7 @@ def window(
     return out, out[:, :, -keep:].clone() if keep else None  # a view would keep the whole window alive
 
 
-def inverse_rms(x: Tensor, eps: float) -> Tensor:
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """One over the root mean square of the channels, (B, C, F, H, W) to (B, 1, F, H, W); summed in float32."""
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
     # Back in the input's dtype, as the official code has it: a product of mixed dtypes costs 5% of the whole decoding.

@@ -12,10 +12,8 @@ from .activation import Activation, Needs
 from .availability import fused
 from .rows import Affine, Row
 
-PLAIN = Needs()
 
-
-def modulate(x: Tensor, affine: Affine, needs: Needs = PLAIN) -> Activation:
+def modulate(x: Tensor, affine: Affine, needs: Needs) -> Activation:
     """(B, T, D) tokens, scaled and shifted without a norm."""
     if fused(x):
         from .triton.modulation import residual_norm as kernel

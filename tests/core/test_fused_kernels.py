@@ -109,9 +109,9 @@ def test_many_rows_share_the_modulation(interpreter: None, monkeypatch: pytest.M
 def test_modulate(interpreter: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     x, base = numbers(B, T, D), row(0, 0, *KINDS[kind])
     affine = Affine(base, base._replace(row=2, at=1))
-    found = modulation.modulate(x, affine).plain
+    found = modulation.modulate(x, affine, Needs()).plain
     monkeypatch.delenv("TRITON_INTERPRET")
-    expected = modulation.modulate(x, affine).plain
+    expected = modulation.modulate(x, affine, Needs()).plain
     assert found is not None
     assert expected is not None
     assert relative(found, expected) < TOLERANCE

@@ -35,7 +35,6 @@ from .modulation import (
 from .rope import rope_items
 
 FEED_FORWARD_FACTOR = 4
-ONE_LANE = Lanes()
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(
-        self, video: Stream | None, audio: Stream | None, batch: BlockBatch, lanes: Lanes = ONE_LANE
+        self, video: Stream | None, audio: Stream | None, batch: BlockBatch, lanes: Lanes
     ) -> tuple[Stream | None, Stream | None]:
         """Both streams after the block; a stream that is not enabled passes unchanged and still serves the other.
 
