@@ -158,6 +158,10 @@ class StreamInput:
     token_levels: Tensor | None = None  # (T,) int64: which of ``timesteps`` each token has, where L is neither 1 nor T
 
 
+VelocityPair = tuple[Tensor | None, Tensor | None]
+"""Velocities (B, T, C) of video and audio; None where a stream is not computed."""
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """What one pass leaves out. STG replaces a self attention's softmax result by its value projection."""

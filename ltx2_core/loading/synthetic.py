@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..files.saving import save_tensors
+from ..kernels.quantise import FP8, FP8_MAX
 from ..models.audio_vae.config import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
 from ..models.meta_device import OnMeta
-from ..models.scaled_linear import FP8, FP8_MAX
 from ..models.text.config import TextConfig
 from ..models.text.connector import TextConnector
 from ..models.transformer.config import TransformerConfig

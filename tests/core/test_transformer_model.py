@@ -353,9 +353,9 @@ def test_a_stream_that_is_not_enabled_serves_the_other() -> None:
 def counting() -> tuple[list[int], Callable[..., Tensor]]:
     batches: list[int] = []
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batches.append(q.shape[0])
-        return sdpa(q, k, v, bias)
+        return sdpa(q, k, v)
 
     return batches, attention
 

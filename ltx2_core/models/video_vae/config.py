@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...kernels.layout import Stride
 from ...types import ScaleFactors
 from ..config_reader import ConfigReader
 from ..counts import Count
-from .layout import Stride
 
 PIXEL_CHANNELS = 3
 PADDING_MODES = ("zeros", "reflect")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...finite import FiniteWatch
+from ...kernels.layout import to_bytes, to_pixels
 from .config import VideoVAEConfig
 from .layers import Carry, ResBlocks, SpaceTimeConv, up_block
-from .layout import to_bytes, to_pixels
 from .statistics import LatentStatistics
 from .tiling import Tiles, Tiling
 

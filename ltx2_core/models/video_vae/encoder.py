@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SettingError
+from ...kernels.layout import patchify
 from .config import PIXEL_CHANNELS, VideoVAEConfig
 from .layers import Carry, SpaceTimeConv, down_block
-from .layout import patchify
 from .statistics import LatentStatistics
 
 log = logging.getLogger("ltx2.video_vae")

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.convolution import in_order
 from ...kernels.frames import Edges, add_, window
-from ...kernels.order import in_order
+from ...kernels.layout import space_to_depth, unfold
 from .config import ResampleStage, ResStage, Stage
-from .layout import space_to_depth, unfold
 
 NORM_EPS = 1e-8  # the audio VAE has 1e-6
 KERNEL = 3
