@@ -9,13 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from .device_manager.base_weights import SwitchableSpec
+from .device_manager.facts import Facts
 from .device_manager.host_memory import PinnedBudget, PinningHost
 from .device_manager.manager import DeviceManager
 from .device_manager.memory import host_available, pinned_budget, vram
-from .device_manager.modes import Mode, UnknownMode, requested_mode
-from .device_manager.placed import ComponentSpec, Placement
-from .device_manager.policy import SMALL_MODES, Decision, DoesNotFit, Facts, choose
-from .device_manager.switched import SwitchedSpec
+from .device_manager.modes import UnknownMode, requested_mode
+from .device_manager.modes.mode import Mode
+from .device_manager.placed import ComponentSpec
+from .device_manager.policy import Decision, DoesNotFit, choose, without_gpu
 from .ltx2_core.errors import SettingError, is_out_of_memory
 from .ltx2_core.loading.lora import merge, set_adapters
 from .ltx2_core.protocols import Models
@@ -120,8 +122,7 @@ def _decide(
     pinning_host: PinningHost | None = None,
 ) -> tuple[Decision, PinnedBudget]:
     if device.type != "cuda":
-        reason = origin if mode else "auto: without a GPU one copy of the weights serves both stages"
-        return Decision(mode or Mode.ORIGINAL, reason, "stay", 0, 0), PinnedBudget(0)
+        return without_gpu(mode, origin), PinnedBudget(0)
     room = pinning_host.pinning_room() if pinning_host is not None else None
     facts = _facts(models, device, size or LARGEST_SIZE, room)
     try:
@@ -147,8 +148,8 @@ def activation_bytes(models: LoadableModels, size: VideoSize) -> int:
     return max(tokens * ACTIVATION_BYTES_PER_TOKEN, decoding)
 
 
-def _transformer(models: LoadableModels) -> SwitchedSpec:
-    return SwitchedSpec(
+def _transformer(models: LoadableModels) -> SwitchableSpec:
+    return SwitchableSpec(
         skeleton=partial(models.skeleton, Component.TRANSFORMER),
         fill=partial(models.fill, Component.TRANSFORMER),
         layers="transformer_blocks",
@@ -161,9 +162,8 @@ def _transformer(models: LoadableModels) -> SwitchedSpec:
 
 def _components(models: LoadableModels, decision: Decision) -> dict[Hashable, ComponentSpec]:
     text_stays = decision.text_encoder == "stay"
-    small: Placement = "visit" if decision.mode in SMALL_MODES else "stay"
     specs: dict[Hashable, ComponentSpec] = {
-        component: ComponentSpec(partial(models.build, component), small)
+        component: ComponentSpec(partial(models.build, component), decision.mode.others)
         for component in Component
         if component is not Component.TRANSFORMER
     }

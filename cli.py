@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .device_manager.modes import lightest
 from .ltx2_core.errors import LTX2Error, OutputError, SettingError, is_out_of_memory, memory_error
 from .ltx2_core.plain_text import is_plain, json_text, plain_trace
 from .terminal.arguments import build_parser
@@ -67,7 +68,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as error:
         if is_out_of_memory(error):
             trace = plain_trace(error) if verbose else ""
-            sys.stderr.write(f"{trace}ltx2: error: {memory_error(error)}\n")
+            sys.stderr.write(f"{trace}ltx2: error: {memory_error(error, lightest=lightest())}\n")
             return BAD_INPUT
         if is_plain(error):
             raise

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..assembly import open_manager
+from ..device_manager.modes import MODES
 from ..ltx2_core.pipeline import Pipeline
 from ..ltx2_core.recipes import official_recipe
 from ..ltx2_core.request import GenerationRequest
@@ -51,7 +52,7 @@ class E2EBenchmark:
     models: Factory
     recipe: str
     sizes: Sequence[VideoSize]
-    mode: str = "resident"
+    mode: str = MODES[0].name
     precisions: Sequence[str] = ("bf16",)
     repeat: int = 3
     steps: int | None = None

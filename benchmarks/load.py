@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
+from ..device_manager.base_weights import BaseWeights, SwitchableSpec
 from ..device_manager.host_memory import PinnedBudget
-from ..device_manager.modes import Mode
 from ..device_manager.streams import Streams
-from ..device_manager.switched import Switched, SwitchedSpec
 from ..ltx2_core.errors import SettingError
 from ..ltx2_core.files.safetensors_file import SafetensorsFile
 from ..ltx2_core.loading.synthetic import Variant
@@ -109,12 +108,13 @@ def _load(models: SyntheticModels, path: Path) -> None:
     def nothing(*arguments: Any) -> None:
         raise AssertionError("loading uses no adapters")
 
-    spec = SwitchedSpec(
+    spec = SwitchableSpec(
         lambda: models.skeleton(Component.TRANSFORMER), file.read_into, "transformer_blocks", nothing, nothing, nothing
     )
     budget = PinnedBudget()
-    switched = Switched(spec, Mode.SNAPSHOT_LOW, Streams(torch.device("cuda")), budget, lambda h2d, d2h: None)
-    switched.load()
-    if budget.pinned < switched.host_bytes["base"]:
+    weights = BaseWeights(spec, True, Streams(torch.device("cuda")), budget, lambda h2d, d2h: None)
+    weights.load()
+    if budget.pinned < weights.host_bytes["base"]:
         logger.warning("only %.1f GB are page-locked", budget.pinned / 1e9)
-    switched.drop()
+    weights.streams.settle()
+    weights.forget()

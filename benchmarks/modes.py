@@ -178,7 +178,7 @@ def _switch_times(manager: DeviceManager, models: SyntheticModels, recipe: Recip
             strengths = models.adapter_strengths(phase, recipe.distilled_strength)
             torch.cuda.synchronize()
             begin = time.perf_counter()
-            with manager.use(Component.TRANSFORMER, phase, strengths):
+            with manager.use(Component.TRANSFORMER, strengths):
                 torch.cuda.synchronize()
                 times[name].append((time.perf_counter() - begin) * 1000)
     return {name: round(statistics.median(values), 3) for name, values in times.items()}

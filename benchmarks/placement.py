@@ -4,19 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..ltx2_core.types import Component, Phase
+from ..ltx2_core.protocols import NO_STRENGTHS
+from ..ltx2_core.types import Component
 from .synthetic_models import SyntheticModels
+
+
+class NoBooks:
+    """A :class:`Recorder` that keeps nothing."""
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        yield
+
+    def moved(self, h2d_bytes: int = 0, d2h_bytes: int = 0) -> None: ...
+
+    def take_records(self) -> Sequence[Mapping[str, Any]]:
+        return ()
+
+    def last_records(self) -> Sequence[Mapping[str, Any]]:
+        return ()
 
 
 class OnDevice:
     """A :class:`Residency` that builds each component at its first use, and keeps it until :meth:`drop`."""
 
     mode, mode_reason = "on-device", "a benchmark keeps what it measures on the device"
+    notices: Sequence[str] = ()
+    lightest: Mapping[str, str] = MappingProxyType({})
+    recorder = NoBooks()
 
     def __init__(self, models: SyntheticModels, device: torch.device) -> None:
         self._models, self.device = models, device
@@ -31,28 +52,14 @@ class OnDevice:
         self._modules.clear()
 
     @contextmanager
-    def use(
-        self, component: Component, phase: Phase, adapters: Mapping[str, float] | None = None
-    ) -> Iterator[nn.Module]:
+    def use(self, component: Component, strengths: Mapping[str, float] = NO_STRENGTHS) -> Iterator[nn.Module]:
         yield self.module(component)
 
-    def prefetch(self, component: Component, phase: Phase, adapters: Mapping[str, float] | None = None) -> None:
+    def prefetch(self, component: Component, strengths: Mapping[str, float] = NO_STRENGTHS) -> None:
         self.module(component)
 
     def fall_back(self, problem: str) -> bool:
         return False
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        yield
-
-    def moved(self, h2d_bytes: int = 0, d2h_bytes: int = 0) -> None: ...
-
-    def take_records(self) -> Sequence[Mapping[str, Any]]:
-        return ()
-
-    def last_records(self) -> Sequence[Mapping[str, Any]]:
-        return ()
 
     def status(self) -> Mapping[str, Mapping[str, int]]:
         return {"device": {}, "host": {}, "pinned": {}}

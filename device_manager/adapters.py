@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,11 @@ from .weights import WeightSet, bind, moved_together, plain_tensors
 
 Strengths = Mapping[str, float]
 Merge = Callable[[nn.Module, Mapping[str, Tensor], Strengths], None]
+
+
+def key(strengths: Strengths) -> Hashable:
+    """Equal for equal strengths, in whatever order they are given."""
+    return tuple(sorted(strengths.items()))
 
 
 class Adapters:

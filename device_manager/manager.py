@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
+from .base_weights import SwitchableSpec
 from .host_memory import PinnedBudget
-from .modes import Mode
+from .modes import lightest
+from .modes.mode import Mode
 from .placed import ComponentSpec, Placed
-from .policy import SMALL_MODES, next_lower
 from .streams import Streams
-from .switched import Switched, SwitchedSpec
+from .switchable import SwitchableModule
 from .telemetry import Telemetry
 
 logger = logging.getLogger("ltx2.device")
@@ -32,9 +32,9 @@ class DeviceManager:
 
     Args:
         device: the compute device.
-        mode: how the switched component keeps its two sets of weights.
+        mode: how the switchable component keeps its two sets of weights.
         reason: why, in words, for the report.
-        switched: name and description of the component whose weights change between phases.
+        switchable: name and description of the component whose weights change between stages.
         components: the others.
         budget: for pinned host memory.
         planned_bytes: what a run takes of the device at its worst moment; 0 where nobody planned.
@@ -43,6 +43,7 @@ class DeviceManager:
         before_use: called before a component may be loaded, while no component is in use. A host application makes
             room there.
         current_run: names what the host application is running now. Stages of one run are reported together.
+        recorder: what the stages of a run cost.
         on_change: called after memory was given back or another mode was taken, by whichever thread did that.
     """
 
@@ -51,7 +52,7 @@ class DeviceManager:
         device: torch.device,
         mode: Mode,
         reason: str,
-        switched: tuple[Hashable, SwitchedSpec],
+        switchable: tuple[Hashable, SwitchableSpec],
         components: Mapping[Hashable, ComponentSpec],
         budget: PinnedBudget | None = None,
         planned_bytes: int = 0,
@@ -59,10 +60,10 @@ class DeviceManager:
         self.device, self.mode_reason, self._mode = device, reason, mode
         self._streams = Streams(device)
         self.current_run: Callable[[], Hashable] = lambda: None
-        self._telemetry = Telemetry(device, lambda: self.current_run())
+        self.recorder = Telemetry(device, lambda: self.current_run())
         self._budget = budget or PinnedBudget()
-        self._name, spec = switched
-        self._switched = Switched(spec, mode, self._streams, self._budget, self._moved)
+        self._name, spec = switchable
+        self._switchable = SwitchableModule(spec, mode, self._streams, self._budget, self._moved)
         self._placed = {n: Placed(c, self._streams, self._budget, self._moved) for n, c in components.items()}
         self._lock = threading.RLock()
         self._in_use = 0  # components that are handed out now
@@ -74,7 +75,12 @@ class DeviceManager:
 
     @property
     def mode(self) -> str:
-        return self._mode.value
+        return self._mode.name
+
+    @property
+    def lightest(self) -> Mapping[str, str]:
+        """Names of the modes that take the least memory: of the device, and of the host where there is no GPU."""
+        return lightest()
 
     @property
     def notices(self) -> list[str]:
@@ -86,9 +92,7 @@ class DeviceManager:
         self._notes["mode"] = sentence
 
     @contextmanager
-    def use(
-        self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None
-    ) -> Iterator[nn.Module]:
+    def use(self, component: Hashable, strengths: Mapping[str, float] = NO_ADAPTERS) -> Iterator[nn.Module]:
         """The component's module, ready on the device while the context is open; loads it at its first use.
 
         Raises:
@@ -96,17 +100,17 @@ class DeviceManager:
         """
         with self._using():
             if component == self._name:
-                with self._switched.use(adapters or NO_ADAPTERS) as module:
+                with self._switchable.use(strengths) as module:
                     yield module
             else:
                 with self._placed[component].use() as module:
                     yield module
 
-    def prefetch(self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None) -> None:
+    def prefetch(self, component: Hashable, strengths: Mapping[str, float] = NO_ADAPTERS) -> None:
         """A hint that :meth:`use` will follow; returns at once."""
         with self._using():
             if component == self._name:
-                self._switched.prefetch(adapters or NO_ADAPTERS)
+                self._switchable.prefetch(strengths)
             elif component in self._placed:
                 self._placed[component].fetch()
 
@@ -144,11 +148,11 @@ class DeviceManager:
         """Gives the device's memory back; returns the bytes. Host copies stay, and the next use restores from them."""
         with self._lock:
             held = {name for name, placed in self._placed.items() if placed.placement == "stay" and placed.device_bytes}
-            if self._switched.device_bytes:
+            if self._switchable.device_bytes:
                 held.add(self._name)
             if held:
                 self._released = held
-            freed = self._switched.release()
+            freed = self._switchable.release()
             for placed in self._placed.values():
                 freed += placed.device_bytes
                 placed.drop() if placed.placement == "stay" else placed.release()
@@ -171,7 +175,7 @@ class DeviceManager:
             before, released = self.device_bytes, self._released
             self._released = set()
             if self._name in released:
-                self._switched.restore()
+                self._switchable.restore()
             for name in released - {self._name}:
                 self._placed[name].load()
             restored = self.device_bytes - before
@@ -181,7 +185,7 @@ class DeviceManager:
     def drop(self) -> None:
         """Forgets every weight, host copies too."""
         with self._lock:
-            self._switched.drop()
+            self._switchable.drop()
             for placed in self._placed.values():
                 placed.drop()
             if self.device.type == "cuda":
@@ -205,7 +209,7 @@ class DeviceManager:
         with self._lock:
             if mode is not self._mode:
                 self._take(mode)
-                if mode in SMALL_MODES:
+                if mode.others == "visit":
                     self._let_components_visit()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -215,12 +219,14 @@ class DeviceManager:
 
     def _take(self, mode: Mode) -> None:
         if mode is not self._mode:
-            self._switched.drop()
-            self._switched = Switched(self._switched.spec, mode, self._streams, self._budget, self._moved)
+            self._switchable.drop()
+            self._switchable = SwitchableModule(
+                self._switchable.base.spec, mode, self._streams, self._budget, self._moved
+            )
             self._mode = mode
 
     def _let_components_visit(self) -> None:
-        """As these modes plan: nothing but the switched module stays on the device."""
+        """As these modes plan: nothing but the switchable module stays on the device."""
         for name, placed in self._placed.items():
             if placed.spec.placement == "stay":
                 placed.drop()
@@ -229,7 +235,7 @@ class DeviceManager:
 
     def fall_back(self, problem: str) -> bool:
         """Takes the next lower mode after the device ran out of memory; False when there is none."""
-        lower = next_lower(self._mode)
+        lower = self._mode.falls_back_to
         if lower is None:
             return False
         reason = f"fell back from {self._mode} to {lower}: {problem}"
@@ -241,8 +247,8 @@ class DeviceManager:
     def status(self) -> dict[str, dict[str, int]]:
         """Bytes by place ("device", "host") and what they hold."""
         places: dict[str, dict[str, int]] = {
-            "device": dict(self._switched.device_bytes),
-            "host": dict(self._switched.host_bytes),
+            "device": dict(self._switchable.device_bytes),
+            "host": dict(self._switchable.host_bytes),
         }
         for name, placed in self._placed.items():
             for place, nbytes in (("device", placed.device_bytes), ("host", placed.host_bytes)):
@@ -251,17 +257,5 @@ class DeviceManager:
         places["pinned"] = {"all": self._budget.pinned}
         return places
 
-    def measure(self, stage: str) -> AbstractContextManager[None]:
-        return self._telemetry.measure(stage)
-
-    def moved(self, h2d_bytes: int = 0, d2h_bytes: int = 0) -> None:
-        self._telemetry.moved(h2d_bytes, d2h_bytes)
-
-    def take_records(self) -> list[dict[str, Any]]:
-        return self._telemetry.take_records()
-
-    def last_records(self) -> list[dict[str, Any]]:
-        return self._telemetry.last_records()
-
     def _moved(self, h2d_bytes: int, d2h_bytes: int) -> None:
-        self._telemetry.moved(h2d_bytes, d2h_bytes)
+        self.recorder.moved(h2d_bytes, d2h_bytes)

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 _HEADINGS = ("stage", "seconds", "peak GB", "to device GB", "to host GB")
 _PLACE_HEADINGS = ("what is where", "device GB", "host GB")
-# The switched component's parts, as the manager calls them
+# The switchable component's parts, as the manager calls them
 _PLACE_NAMES = {"base": "base weights", "merged": "merged weights", "adapters": "adapters (LoRA)"}
 
 # Each has its own colour, with and without the others

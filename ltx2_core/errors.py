@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, Literal
 
 from .plain_text import LONGEST_LINE, plain
@@ -112,6 +113,7 @@ _NO_HOST_MEMORY = re.compile(
     r"|out_of_host_memory|(cuda|hip)_?(hostalloc|mallochost|hostregister|hostmalloc)|host_?allocator",
     re.IGNORECASE | re.DOTALL,
 )
+_NONE: Mapping[str, str] = MappingProxyType({})
 _OUT_OF_PAGES = frozenset({errno.ENOMEM, 1455})  # the second is Windows': the paging file is too small
 
 
@@ -136,38 +138,47 @@ def is_out_of_memory(error: BaseException) -> bool:
     return short_of_memory(error) is not None
 
 
-def memory_error(error: BaseException, mode: str = "") -> DeviceMemoryError:
+def memory_error(error: BaseException, mode: str = "", lightest: Mapping[str, str] = _NONE) -> DeviceMemoryError:
     """What the user reads where :func:`is_out_of_memory`.
 
     Args:
         mode: the device mode, or those that were tried; empty where none is known.
+        lightest: names of the device modes that take the least memory, see :class:`~.protocols.Residency`.
     """
     where, text = f" (device mode {mode})" if mode else "", _memory_problem(error)
     smaller = "Choose a smaller width, height or number of frames"
     if short_of_memory(error) == "host":
-        one_copy = (
-            "" if "original" in mode or not mode else " On a CPU, device-mode original keeps one copy of the weights."
-        )
-        fix = f"{smaller}, close other programs, or add RAM or swap space.{one_copy}"
+        fix = f"{smaller}, close other programs, or add RAM or swap space.{_one_copy(mode, lightest.get('host'))}"
         return DeviceMemoryError(f"the machine ran out of memory (RAM){where}: {text}. {fix}", "host", text)
-    others = ", close other programs, or try device-mode snapshot-low." if "snapshot-low" not in mode else ""
-    fix = smaller + (others or ", or close other programs.")
+    fix = smaller + _smaller_mode(mode, lightest.get("device"))
     return DeviceMemoryError(f"the device ran out of memory{where}: {text}. {fix}", "device", text)
 
 
+def _one_copy(mode: str, lightest: str | None) -> str:
+    if not mode or lightest is None or lightest in mode:
+        return ""
+    return f" On a CPU, device-mode {lightest} keeps one copy of the weights."
+
+
+def _smaller_mode(mode: str, lightest: str | None) -> str:
+    if lightest is None or lightest in mode:
+        return ", or close other programs."
+    return f", close other programs, or try device-mode {lightest}."
+
+
 @contextmanager
-def memory_errors(mode: str = "") -> Iterator[None]:
+def memory_errors(mode: str = "", lightest: Mapping[str, str] = _NONE) -> Iterator[None]:
     """Turns an error that says that memory ran out into :class:`DeviceMemoryError`.
 
     Args:
-        mode: as for :func:`memory_error`.
+        mode, lightest: as for :func:`memory_error`.
     """
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise memory_error(error, mode) from error
+        raise memory_error(error, mode, lightest) from error
 
 
 def _memory_problem(error: BaseException) -> str:

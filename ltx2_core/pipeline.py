@@ -70,7 +70,7 @@ def _stage_without_retry(method: Callable[Concatenate[Pipeline, P], R]) -> Calla
 
     @wraps(method)
     def run(self: Pipeline, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with memory_errors(self.residency.mode):
+        with memory_errors(self.residency.mode, self.residency.lightest):
             return stage(self, *args, **kwargs)
 
     return run
@@ -92,7 +92,7 @@ class Pipeline:
         """What the user reads where an error says that memory ran out; None for another error."""
         if not is_out_of_memory(error):
             return None
-        return memory_error(error, mode or self.residency.mode)
+        return memory_error(error, mode or self.residency.mode, self.residency.lightest)
 
     def with_models(self, models: Models) -> Pipeline:
         """This pipeline with models that differ in their LoRAs alone: prompts that it has encoded serve both."""
@@ -199,7 +199,7 @@ class Pipeline:
         shown = request.revision.images_as_shown
         request = replace(request, images=tuple(with_pixels(image, shown) for image in request.images))
         self.validate(request)
-        self.residency.take_records()
+        self.residency.recorder.take_records()
         sink = sink or NullSink()
         kept = _Kept(sink) if keep_latents else None
         positive, negative = self.encode_prompt(request, progress)
@@ -219,11 +219,11 @@ class Pipeline:
 
     def report(self, request: GenerationRequest) -> RunReport:
         """What the stages since the last report cost; waits for the device."""
-        return self._report(request, self.residency.take_records())
+        return self._report(request, self.residency.recorder.take_records())
 
     def last_report(self) -> RunReport:
         """What the last run cost, in one go or stage by stage, and what is held now; waits for the device."""
-        return self._report(self._memory.last_request, self.residency.last_records())
+        return self._report(self._memory.last_request, self.residency.recorder.last_records())
 
     def _report(self, request: GenerationRequest | None, records: Sequence[Mapping[str, Any]]) -> RunReport:
         device, held = self.residency.device, self.residency.status()

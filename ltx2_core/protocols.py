@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +20,28 @@ from .types import (
     StreamInput,
     VelocityPair,
 )
+
+NO_STRENGTHS: Mapping[str, float] = MappingProxyType({})
+
+
+class Recorder(Protocol):
+    """Keeps the books of a run: what its stages take."""
+
+    def measure(self, stage: str) -> AbstractContextManager[None]:
+        """Times what happens inside and notes its peak memory, as stage ``stage`` of the run."""
+        ...
+
+    def moved(self, h2d_bytes: int = 0, d2h_bytes: int = 0) -> None:
+        """Counts bytes that the current stage moved between host and device itself."""
+        ...
+
+    def take_records(self) -> Sequence[Mapping[str, Any]]:
+        """The stages measured since the last call: name, ms, peak_bytes, h2d_bytes, d2h_bytes. Waits for the device."""
+        ...
+
+    def last_records(self) -> Sequence[Mapping[str, Any]]:
+        """The stages of the last run, as :meth:`take_records` gives them, whoever took them."""
+        ...
 
 
 class Residency(Protocol):
@@ -40,41 +63,33 @@ class Residency(Protocol):
         ...
 
     @property
+    def lightest(self) -> Mapping[str, str]:
+        """Names of the modes that take the least memory: of the device, and of the host where there is no GPU."""
+        ...
+
+    @property
+    def recorder(self) -> Recorder:
+        """The books of the runs on this device."""
+        ...
+
+    @property
     def notices(self) -> Sequence[str]:
         """Sentences about where the modules live that the user should read, such as a smaller mode that was taken."""
         ...
 
-    def use(
-        self, component: Component, phase: Phase, adapters: Mapping[str, float] | None = None
-    ) -> AbstractContextManager[Any]:
+    def use(self, component: Component, strengths: Mapping[str, float] = NO_STRENGTHS) -> AbstractContextManager[Any]:
         """The component's module, ready on the compute device while the context is open.
 
-        ``adapters`` are the LoRA strengths that this use wants, by adapter name; None leaves them as they are.
+        ``strengths`` are those of the LoRA adapters in this use, by name; an adapter that is not named is silent.
         """
         ...
 
-    def prefetch(self, component: Component, phase: Phase, adapters: Mapping[str, float] | None = None) -> None:
+    def prefetch(self, component: Component, strengths: Mapping[str, float] = NO_STRENGTHS) -> None:
         """A hint that ``use`` will follow; returns at once."""
         ...
 
     def fall_back(self, problem: str) -> bool:
         """Asks for a placement that needs less device memory, after ``problem``; False when there is none."""
-        ...
-
-    def measure(self, stage: str) -> AbstractContextManager[None]:
-        """Times what happens inside and notes its peak memory, as stage ``stage`` of the run."""
-        ...
-
-    def moved(self, h2d_bytes: int = 0, d2h_bytes: int = 0) -> None:
-        """Counts bytes that the current stage moved between host and device itself."""
-        ...
-
-    def take_records(self) -> Sequence[Mapping[str, Any]]:
-        """The stages measured since the last call: name, ms, peak_bytes, h2d_bytes, d2h_bytes. Waits for the device."""
-        ...
-
-    def last_records(self) -> Sequence[Mapping[str, Any]]:
-        """The stages of the last run, as :meth:`take_records` gives them, whoever took them."""
         ...
 
     def status(self) -> Mapping[str, Mapping[str, int]]:

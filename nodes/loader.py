@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..device_manager.modes import MODE_NAMES
+from ..device_manager.modes import mode_names, mode_tooltip
 from ..ltx2_core.types import DTYPES, PRECISIONS
 from . import host
 from .handle import PIPELINES
@@ -60,12 +60,10 @@ class Loader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "device_mode",
-                    options=list(MODE_NAMES),
+                    options=list(mode_names()),
                     default=AUTO,
                     tooltip="Where the two sets of transformer weights live. auto chooses by what the machine has. "
-                    "resident: both on the GPU (86 to 111 GB). snapshot: the second one only while it is used. "
-                    "snapshot-low: one on the GPU and a copy in host memory (45 GB). original: one, with the "
-                    "LoRA applied on the fly (48 GB).",
+                    + mode_tooltip(),
                 ),
                 split_file_input("video_vae", "Video VAE, where the checkpoint has none. From models/vae."),
                 split_file_input("audio_vae", "Audio VAE and vocoder, where the checkpoint has none. From models/vae."),

@@ -89,7 +89,7 @@ class SharedTransformer(nn.Module):
     def sampled(self, executor: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Wraps a whole sampling of the host (``OUTER_SAMPLE``), so that a stage's weights are made once for it."""
         pipeline = self._handle.pipeline
-        with pipeline.residency.measure(f"{self._phase.value} sampler"), self.hold():
+        with pipeline.residency.recorder.measure(f"{self._phase.value} sampler"), self.hold():
             result = executor(*args, **kwargs)
         _check(result, f"the sampling of {self._phase.value.replace('_', ' ')}")
         PANEL.ran(host.current_run(), pipeline.last_report())
@@ -109,7 +109,7 @@ class SharedTransformer(nn.Module):
         if residency in _AT_WORK:
             fix = "Sample with one after the other."
             raise SettingError("model", self._phase.value, "its transformer is at work for another MODEL", fix)
-        with residency.use(Component.TRANSFORMER, self._phase, self._strengths) as transformer:
+        with residency.use(Component.TRANSFORMER, self._strengths) as transformer:
             _AT_WORK[residency] = self
             self._held.append(transformer)
             try:

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
+from ..device_manager import modes
 from ..device_manager.memory import host_available, host_total, vram
-from ..device_manager.modes import AUTO, MODE_NAMES, Mode
 from ..ltx2_core.errors import LTX2Error, is_out_of_memory
 from ..ltx2_core.types import RunReport
 from . import host
@@ -36,14 +36,6 @@ EVENT = "ltx2.status"
 EVENT_SECONDS = 0.5
 RUNS_KEPT = 5
 NODE_PREFIX = "LTX2TwoStage"
-
-MODES = {
-    AUTO: "Chosen by what the machine has.",
-    Mode.RESIDENT.value: "Both transformers stay on the GPU.",
-    Mode.SNAPSHOT.value: "The second transformer is made on the GPU for stage 2.",
-    Mode.SNAPSHOT_LOW.value: "One transformer on the GPU, a clean copy in host memory.",
-    Mode.ORIGINAL.value: "One transformer, its LoRA applied while it runs.",
-}
 
 # Row -> the components that it sums, by the device manager's names for what it holds
 ROWS: Mapping[str, tuple[str, ...]] = {
@@ -119,7 +111,7 @@ class Panel:
         stage = self._stage
         return {
             "models": _models(opened) if (opened := PIPELINES.opened) is not None else None,
-            "modes": [{"name": name, "words": MODES[name]} for name in MODE_NAMES],
+            "modes": _modes(),
             "stage": None if stage is None else {**asdict(stage), "label": label(stage.stage), "unit": stage.unit},
             "busy": _running_here() is not None,
             "runs": [asdict(run) for run in reversed(self._runs)],
@@ -160,11 +152,9 @@ class Panel:
 
     async def change_mode(self, body: Mapping[str, Any]) -> host.Answer:
         wanted = body.get("mode")
-        if not isinstance(wanted, str) or wanted not in MODE_NAMES:
-            return 400, {
-                "error": f"mode = {wanted!r} is no device mode.",
-                "fix": f"Choose one of: {', '.join(MODE_NAMES)}.",
-            }
+        names = modes.mode_names()
+        if not isinstance(wanted, str) or wanted not in names:
+            return 400, {"error": f"mode = {wanted!r} is no device mode.", "fix": f"Choose one of: {', '.join(names)}."}
         opened = PIPELINES.opened
         if opened is None:
             return _no_models()
@@ -184,6 +174,12 @@ class Panel:
                 "/ltx2/licences": accept_licences,
             },
         )
+
+
+def _modes() -> list[dict[str, str]]:
+    """Every mode that the panel offers, with its words."""
+    offered = {modes.AUTO: modes.AUTO_SENTENCE, **{mode.name: mode.sentence for mode in modes.MODES}}
+    return [{"name": name, "words": words} for name, words in offered.items()]
 
 
 def _running_here() -> Hashable:
@@ -255,16 +251,10 @@ def _row(
 
 def _note(parts: tuple[str, ...], opened: Opened) -> str:
     """Why a component is not loaded."""
-    models, mode = opened.handle.pipeline.models, opened.manager.mode
-    if parts == ("upsampler",) and not models.has_upsampler:
+    if parts == ("upsampler",) and not opened.handle.pipeline.models.has_upsampler:
         return "not chosen in LTX-2 Loader"
     if parts == ("merged",):
-        return {
-            Mode.RESIDENT.value: "made when stage 2 first runs",
-            Mode.SNAPSHOT.value: "made for each stage 2",
-            Mode.SNAPSHOT_LOW.value: "merged into the base for stage 2",
-            Mode.ORIGINAL.value: "the base with its LoRA",
-        }[mode]
+        return modes.mode_named(opened.manager.mode).merged
     return "loaded when first needed"
 
 

@@ -217,7 +217,7 @@ class LoRASwitch(io.ComfyNode):
         strengths = (strength, second) if stage == STAGE_1 else (first, strength)
         phase = Phase.STAGE_1 if stage == STAGE_1 else Phase.STAGE_2
         adapters = pipeline.pipeline.models.adapter_strengths(phase, (strength, strength))
-        pipeline.pipeline.residency.prefetch(Component.TRANSFORMER, phase, adapters)
+        pipeline.pipeline.residency.prefetch(Component.TRANSFORMER, adapters)
         return io.NodeOutput(replace(pipeline, distilled_strength=strengths))
 
 
@@ -387,7 +387,8 @@ class Decode(io.ComfyNode):
                 clip = pipeline.pipeline.decode(request, LatentPair(video, audio), sink, progress)
                 images = sink.images()
             else:
-                with memory_errors(pipeline.pipeline.residency.mode):
+                residency = pipeline.pipeline.residency
+                with memory_errors(residency.mode, residency.lightest):
                     images, clip = _decode_apart(pipeline, request, video, audio, vae, progress)
         sound, table = to_audio(lasting(clip, request.seconds)), stages_text(pipeline.pipeline.last_report())
         return io.NodeOutput(images, sound, to_video(images, sound, request.fps), ui=ui.PreviewText(table))
@@ -403,7 +404,7 @@ def _decode_apart(
 ) -> tuple[Tensor, AudioClip]:
     """Frames (F, H, W, 3) by the host's VAE or the pipeline's, and the sound, if there is any."""
     models, residency = pipeline.pipeline.models, pipeline.pipeline.residency
-    with residency.measure("decode"):
+    with residency.recorder.measure("decode"):
         clip = silence(request, pipeline) if audio is None else pipeline.pipeline.decode_sound(request, audio)
         if vae is not None:
             pictures: Tensor = vae.decode(video).flatten(0, 1)  # BFHWC -> FHWC

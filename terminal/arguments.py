@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..device_manager.modes import MODE_NAMES
+from ..device_manager.modes import mode_names
 from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.recipe_choice import GuidanceChoice
 from ..ltx2_core.recipes import (
@@ -167,7 +167,7 @@ def _generate(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="of the transformer: as its file is (auto), large layers in fp8, or all weights in --dtype (full)",
     )
-    machine.add_argument("--device-mode", choices=MODE_NAMES, default="auto", help="where the models live")
+    machine.add_argument("--device-mode", choices=mode_names(), default="auto", help="where the models live")
 
     results = parser.add_argument_group("results")
     results.add_argument("--output", type=Path, required=True, metavar="F.mp4")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..device_manager.modes import MODE_NAMES
+from ..device_manager.modes import MODES, mode_names
 from ..ltx2_core.errors import LTX2Error, SettingError
 from ..ltx2_core.plain_text import json_text
 from ..ltx2_core.recipes import DEFAULT_FRAMES, DEFAULT_SIZES, RECIPE_NAMES
@@ -29,7 +29,7 @@ _DECODED = "768x512,1920x1088"
 _CONTESTANTS = "ours,ours eager,diffusers,diffusers compiled,ltx-core,ltx-core compiled,ltx-core captured"
 DESCRIPTION = (
     "Measures on a GPU, with full-size models of random weights: nothing is downloaded. About 60 GB of VRAM; whole "
-    "runs take what their device mode takes, 115 GB in resident."
+    f"runs take what their device mode takes, 115 GB in {MODES[0]}."
 )
 
 
@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     modes.add_argument("--frames", type=int, default=DEFAULT_FRAMES, metavar="N")
     modes.add_argument(
         "--modes",
-        default=",".join(MODE_NAMES[1:]),
+        default=",".join(mode.name for mode in MODES),
         metavar="M,M",
-        help=f"of {', '.join(MODE_NAMES)} (default: all but auto); the first is compared with",
+        help=f"of {', '.join(mode_names())} (default: all but auto); the first is compared with",
     )
     modes.add_argument("--caps", default="", metavar="GB,GB", help="also: auto, held to so much GPU memory")
     modes.add_argument("--precision", choices=_PRECISIONS, default="bf16", help="of the linears (default bf16)")
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     e2e.add_argument("--frames", type=int, default=DEFAULT_FRAMES, metavar="N")
     e2e.add_argument("--steps", type=int, metavar="N", help="of stage 1 (default: the recipe's)")
-    e2e.add_argument("--mode", choices=MODE_NAMES, default="resident", help="device mode (default resident)")
+    e2e.add_argument("--mode", choices=mode_names(), default=MODES[0].name, help="device mode (default %(default)s)")
     e2e.add_argument("--precision", choices=_PRECISIONS, default="bf16", help="of the linears (default bf16)")
     e2e.add_argument("--compare", choices=_PRECISIONS, help="then runs in this precision, and how the results differ")
     _repeated(e2e, 3)
@@ -154,8 +154,8 @@ def _ceilings(arguments: argparse.Namespace) -> Work:
 def _modes(arguments: argparse.Namespace) -> Work:
     modes = _names(arguments.modes)
     for mode in modes:
-        if mode not in MODE_NAMES:
-            raise SettingError("modes", mode, "is no device mode", f"Choose from: {', '.join(MODE_NAMES)}.")
+        if mode not in mode_names():
+            raise SettingError("modes", mode, "is no device mode", f"Choose from: {', '.join(mode_names())}.")
     try:
         caps = tuple(float(cap) for cap in _names(arguments.caps))
         if not all(cap > 0 for cap in caps):

@@ -15,7 +15,7 @@ from ..models.transformer.positions import keyframe_positions
 from ..protocols import Models, Residency
 from ..request import GenerationRequest
 from ..sampling.state import StreamState, video_tokens
-from ..types import AudioClip, AudioLatentShape, Component, Phase, VideoLatentShape, VideoSize
+from ..types import AudioClip, AudioLatentShape, Component, VideoLatentShape, VideoSize
 from .plan import StagePlan, appends, placed_images
 
 
@@ -35,7 +35,7 @@ def encode_images(
     if not request.images:
         return []
     encoded = []
-    with residency.use(Component.VIDEO_ENCODER, Phase.CONDITION) as encoder:
+    with residency.use(Component.VIDEO_ENCODER) as encoder:
         for image in placed_images(models, request):
             source = load_image(image.image, as_shown=request.revision.images_as_shown)
             pixels = condition_pixels(source, size.height, size.width, request.effective_crf)
@@ -74,7 +74,7 @@ def encode_sound(
     """
     geometry = models.audio_geometry
     waveform = resampled(lasting(clip, seconds), geometry.sampling_rate).waveform
-    with residency.use(Component.AUDIO_ENCODER, Phase.CONDITION) as encoder:
+    with residency.use(Component.AUDIO_ENCODER) as encoder:
         # Below these the latent would be too short, or the spectrum could not be mirrored: very short clips and rates
         least = max((shape.frames - 1) * geometry.downsample * geometry.hop_length, encoder.config.n_fft // 2 + 1)
         waveform = fitted(waveform, max(waveform.shape[-1], least))

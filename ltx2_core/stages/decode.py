@@ -23,7 +23,7 @@ from ..models.video_vae.decoder import NotFinitePixels
 from ..protocols import Models, Progress, Residency
 from ..recipes import AudioSource
 from ..request import GenerationRequest
-from ..types import AudioClip, Component, LatentPair, Phase
+from ..types import AudioClip, Component, LatentPair
 from .causes import of_files, of_input
 
 
@@ -45,7 +45,7 @@ def decode(
         check_finite(
             "decoding", Suspect("the latent that was given", of_input("LATENT"), (latents.video, latents.audio))
         )
-        with residency.measure("decode"):
+        with residency.recorder.measure("decode"):
             audio = decode_audio(models, residency, request, latents.audio)
             sink.open(size.width, size.height, request.fps, audio.sampling_rate)
             sink.audio(audio)
@@ -62,12 +62,12 @@ def decode(
 def decode_video(models: Models, residency: Residency, latent: Tensor, sink: FrameSink, progress: Progress) -> None:
     """Streams uint8 frames (f, H, W, 3) of a normalised latent (1, C, F, H, W) into the sink."""
     done = 0
-    with residency.use(Component.VIDEO_DECODER, Phase.DECODE) as decoder:
+    with residency.use(Component.VIDEO_DECODER) as decoder:
         pieces = decoder.decode_frames(latent.to(device=residency.device, dtype=models.dtype))
         # Closed also where the sink or the progress raises: until the traceback is gone, it would keep the activations
         with closing(pieces), closing(_on_host(pieces, residency.device)) as arriving:
             for frames in _finite(arriving, models):
-                residency.moved(d2h_bytes=frames.numel() if residency.device.type != "cpu" else 0)
+                residency.recorder.moved(d2h_bytes=frames.numel() if residency.device.type != "cpu" else 0)
                 sink.frames(frames)
                 done += frames.shape[0]
                 progress.step("decode", done)
@@ -122,9 +122,9 @@ def decode_audio(models: Models, residency: Residency, request: GenerationReques
         clip = for_clip(request.audio, request.seconds)
         check_finite("decoding", Suspect("the given sound", of_input("sound"), (clip.waveform,)))
         return clip
-    with residency.use(Component.AUDIO_DECODER, Phase.DECODE) as decoder:
+    with residency.use(Component.AUDIO_DECODER) as decoder:
         mel = decoder.decode(latent.to(device=residency.device, dtype=models.dtype))
-    with residency.use(Component.VOCODER, Phase.DECODE) as vocoder:
+    with residency.use(Component.VOCODER) as vocoder:
         # Some of cuDNN's transposed convolutions add in random order: the same latent gave other samples (by 0.2%)
         with RepeatableConvolutions():
             if request.revision.fp32_vocoder:

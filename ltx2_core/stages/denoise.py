@@ -48,7 +48,7 @@ def denoise_stage(
     """
     stage, revision = plan.phase.value, request.revision
     progress.start(stage, plan.steps)
-    with residency.measure(stage):
+    with residency.recorder.measure(stage):
         images = encode_images(models, residency, request, plan.size)
         video, audio = _initial_states(models, residency, request, plan, initial)
         start = audio.latent
@@ -67,7 +67,7 @@ def denoise_stage(
             if done == plan.steps - 1:
                 _prefetch_following(models, residency, request, plan)
 
-        with residency.use(Component.TRANSFORMER, plan.phase, adapters) as transformer:
+        with residency.use(Component.TRANSFORMER, adapters) as transformer:
             model: Evaluate = GuidedModel(
                 GraphedCalls(transformer, plan.steps),
                 positive,
@@ -143,12 +143,12 @@ def _prefetch_following(models: Models, residency: Residency, request: Generatio
     """Says what comes after this stage, while its last step is still to be computed."""
     if plan.phase is Phase.STAGE_1 and request.recipe.stages == 2:
         strengths = models.adapter_strengths(Phase.STAGE_2, request.recipe.distilled_strength)
-        residency.prefetch(Component.TRANSFORMER, Phase.STAGE_2, strengths)
+        residency.prefetch(Component.TRANSFORMER, strengths)
     else:
         given = request.effective_audio_source is AudioSource.INPUT
         sound = () if given else (Component.AUDIO_DECODER, Component.VOCODER)
         for component in (*sound, Component.VIDEO_DECODER):
-            residency.prefetch(component, Phase.DECODE)
+            residency.prefetch(component)
 
 
 def _initial_states(

@@ -14,7 +14,7 @@ from ..models.text.connector import TEXT_TOKENS
 from ..models.text.gemma import gemma_states
 from ..plain_text import plain
 from ..protocols import Models, Progress, Residency
-from ..types import Component, Phase, PromptContext
+from ..types import Component, PromptContext
 from .causes import of_files, of_input
 
 logger = logging.getLogger("ltx2.prompt")
@@ -37,12 +37,12 @@ def encode_prompts(
         if tokens.truncated_from is not None:
             notices[prompt] = cut_notice(prompt, tokens.truncated_from)
             logger.warning("%s", notices[prompt])
-    with residency.measure("text"):
-        with residency.use(Component.TEXT_ENCODER, Phase.PROMPT) as encoder:
+    with residency.recorder.measure("text"):
+        with residency.use(Component.TEXT_ENCODER) as encoder:
             states = gemma_states(encoder, [tokens.tensor(residency.device) for tokens in encoded])
             progress.step("text", len(states))
         contexts: dict[str, PromptContext] = {}
-        with residency.use(Component.TEXT_CONNECTOR, Phase.PROMPT) as connector:
+        with residency.use(Component.TEXT_CONNECTOR) as connector:
             for prompt, hidden in zip(distinct, states, strict=True):
                 context: PromptContext = connector(hidden)
                 contexts[prompt] = replace(context, notices=(notices[prompt],)) if prompt in notices else context
@@ -66,7 +66,7 @@ def connect_text(
         video, audio: (n, Dv) and (n, Da), projected features of the real tokens.
     """
     progress.start("text", 1)
-    with residency.measure("text"), residency.use(Component.TEXT_CONNECTOR, Phase.PROMPT) as connector:
+    with residency.recorder.measure("text"), residency.use(Component.TEXT_CONNECTOR) as connector:
         # Longer prompts, which our own encoder cuts, are filled up to whole sets of registers
         registers = lcm(connector.config.video.registers, connector.config.audio.registers)
         context: PromptContext = connector.connect(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..finite import Suspect, check_finite
 from ..protocols import Models, Progress, Residency
-from ..types import Component, LatentPair, Phase
+from ..types import Component, LatentPair
 from .causes import of_files, of_input
 
 
@@ -14,11 +14,11 @@ def upsample(models: Models, residency: Residency, latents: LatentPair, progress
     The network works on un-normalised latents, with the video VAE's statistics.
     """
     progress.start("upsample", 1)
-    with residency.measure("upsample"):
+    with residency.recorder.measure("upsample"):
         video = latents.video[:1].to(device=residency.device, dtype=models.dtype)
         with (
-            residency.use(Component.VIDEO_ENCODER, Phase.UPSAMPLE) as encoder,
-            residency.use(Component.UPSAMPLER, Phase.UPSAMPLE) as upsampler,
+            residency.use(Component.VIDEO_ENCODER) as encoder,
+            residency.use(Component.UPSAMPLER) as upsampler,
         ):
             statistics = encoder.per_channel_statistics
             result = statistics.normalise(upsampler(statistics.denormalise(video)))

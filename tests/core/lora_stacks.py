@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from ltx2_two_stage.assembly import open_manager
+from ltx2_two_stage.device_manager import modes
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 CPU = torch.device("cpu")
-MODES = ("original", "resident", "snapshot", "snapshot-low")
+MODES = tuple(sorted(mode.name for mode in modes.MODES))
 Latents = Mapping[str, Tensor]
 Texts = tuple[PromptContext, PromptContext | None]
 

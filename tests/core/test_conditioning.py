@@ -30,7 +30,6 @@ from ltx2_two_stage.ltx2_core.types import (
     Component,
     ImageCondition,
     LatentPair,
-    Phase,
     PromptContext,
 )
 from PIL import Image
@@ -197,16 +196,16 @@ def test_strength_0_at_the_first_frame_is_no_image(pipeline: Pipeline, texts: Te
 
 
 @pytest.fixture
-def uses(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Component, Phase]]]:
-    """Every component that is used, and when."""
-    seen: list[tuple[Component, Phase]] = []
+def uses(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Component]]:
+    """Every component that is used, in order."""
+    seen: list[Component] = []
     manager = pipeline.residency
     assert isinstance(manager, DeviceManager)
     use = manager.use
 
-    def watched(component: Component, phase: Phase, adapters: Any = None) -> Any:
-        seen.append((component, phase))
-        return use(component, phase, adapters)
+    def watched(component: Component, *strengths: Any) -> Any:
+        seen.append(component)
+        return use(component, *strengths)
 
     monkeypatch.setattr(manager, "use", watched)
     yield seen
@@ -214,14 +213,14 @@ def uses(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[t
 
 @pytest.mark.parametrize("preset", ["two-stage", "hq", "distilled"])
 def test_a_given_sound_stays_as_it_is_through_both_stages(
-    pipeline: Pipeline, texts: Texts, preset: str, uses: list[tuple[Component, Phase]]
+    pipeline: Pipeline, texts: Texts, preset: str, uses: list[Component]
 ) -> None:
     steps = None if preset == "distilled" else 2
     request = request_for(preset, steps, audio=sound(2.0))
     first, last = both_stages(pipeline, texts, request)
     assert first.audio.shape == tuple(pipeline.models.audio_geometry.latent(FRAMES / FPS))
     assert torch.equal(first.audio, last.audio)
-    assert [c for c, _ in uses].count(Component.AUDIO_ENCODER) == 1, "stage 2 takes what stage 1 encoded"
+    assert uses.count(Component.AUDIO_ENCODER) == 1, "stage 2 takes what stage 1 encoded"
     other, _ = both_stages(pipeline, texts, replace(request, audio=sound(2.0, seed=1)))
     assert not torch.equal(first.video, other.video), "the picture hears it"
     plain, _ = both_stages(pipeline, texts, request_for(preset, steps))
@@ -347,16 +346,16 @@ def test_whose_sound_the_clip_has(preset: str, given: bool, chosen: str | None, 
 
 
 def test_the_given_sound_is_heard_without_the_vocoder_unless_a_stage_is_asked_for(
-    pipeline: Pipeline, texts: Texts, uses: list[tuple[Component, Phase]]
+    pipeline: Pipeline, texts: Texts, uses: list[Component]
 ) -> None:
     request = request_for("one-stage", 1, width=64, audio=sound(2.0))
     pair = pipeline.denoise(request, *texts)
     heard = pipeline.decode(request, pair, NullSink())
     assert request.audio is not None
     assert torch.equal(heard.waveform, request.audio.waveform[:, :, : round(FRAMES / FPS * RATE)])
-    assert Component.VOCODER not in {component for component, _ in uses}
+    assert Component.VOCODER not in uses
     decoded = pipeline.decode(replace(request, audio_source=AudioSource.STAGE_1), pair, NullSink())
-    assert Component.VOCODER in {component for component, _ in uses}
+    assert Component.VOCODER in uses
     assert decoded.sampling_rate != RATE and decoded.waveform.std() > 1e-3
 
 

@@ -41,10 +41,10 @@ class World:
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, decoder: Decoder) -> None:
-        self.decoder, self.given_back = decoder, False
+        self.decoder, self.given_back, self.recorder = decoder, False, self
 
     @contextmanager
-    def use(self, component: object, phase: object) -> Iterator[Decoder]:
+    def use(self, component: object) -> Iterator[Decoder]:
         try:
             yield self.decoder
         finally:

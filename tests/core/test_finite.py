@@ -49,8 +49,8 @@ class Spoiled:
 
     def __init__(self, pipeline: Pipeline, component: Component, value: float, weight: str = "") -> None:
         strengths = pipeline.models.adapter_strengths(Phase.STAGE_1, (0.0, 1.0))
-        adapters = strengths if component is Component.TRANSFORMER else None
-        with pipeline.residency.use(component, Phase.STAGE_1, adapters) as module:
+        adapters = strengths if component is Component.TRANSFORMER else {}
+        with pipeline.residency.use(component, adapters) as module:
             assert isinstance(module, nn.Module)
             tensors = [t for n, t in module.state_dict().items() if weight in n and t.is_floating_point()]
         self._tensor, self._value = max(tensors, key=Tensor.numel), value

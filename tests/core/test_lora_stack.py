@@ -19,7 +19,7 @@ from ltx2_two_stage.ltx2_core.loading.lora_file import LoRAFile
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource
-from ltx2_two_stage.ltx2_core.types import Component, Phase
+from ltx2_two_stage.ltx2_core.types import Component
 from safetensors.torch import load_file, save_file
 
 # Adapters on the fly add to a layer's output, merged ones to its weight: float32 rounding through both stages
@@ -130,7 +130,7 @@ def test_the_base_weights_stay_those_of_the_file(tiny: TinyFiles, other: Path, t
     assert isinstance(manager, DeviceManager) and isinstance(models, ModelSet)
     fresh = models.skeleton(Component.TRANSFORMER).to_empty(device="cpu")
     models.fill(Component.TRANSFORMER, fresh.state_dict())
-    with manager.use(Component.TRANSFORMER, Phase.STAGE_1) as module:
+    with manager.use(Component.TRANSFORMER) as module:
         for name, tensor in fresh.state_dict().items():
             assert torch.equal(module.get_parameter(name), tensor), name
 

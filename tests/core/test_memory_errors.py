@@ -94,6 +94,7 @@ class Residency:
 
     def __init__(self) -> None:
         self.mode, self.problems = "resident", list[str]()
+        self.lightest = {"device": "snapshot-low", "host": "original"}
 
     def fall_back(self, problem: str) -> bool:
         self.problems.append(problem)

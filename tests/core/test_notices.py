@@ -10,7 +10,7 @@ import torch
 from lora_stacks import open_pipeline, request_for
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.manager import DeviceManager
-from ltx2_two_stage.device_manager.modes import Mode
+from ltx2_two_stage.device_manager.modes import RESIDENT
 from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
 from ltx2_two_stage.ltx2_core.types import PromptContext
@@ -27,7 +27,7 @@ def test_a_smaller_mode_is_said_until_another_is_taken(pipeline: Pipeline) -> No
     assert manager.fall_back("no room for 2 GiB")
     (notice,) = pipeline.last_report().notices
     assert notice == "Memory ran out, the device mode fell back from resident to snapshot: no room for 2 GiB"
-    manager.change_mode(Mode.RESIDENT, "asked for")
+    manager.change_mode(RESIDENT, "asked for")
     assert pipeline.last_report().notices == []
     manager.note_mode("The device mode stays resident: it does not fit")
     assert pipeline.last_report().notices == ["The device mode stays resident: it does not fit"]

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ltx2_two_stage.device_manager.base_weights import SwitchableSpec
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.layout import unique_tensors
 from ltx2_two_stage.device_manager.modes import Mode
 from ltx2_two_stage.device_manager.streams import Streams
-from ltx2_two_stage.device_manager.switched import Switched, SwitchedSpec
+from ltx2_two_stage.device_manager.switchable import SwitchableModule
 from ltx2_two_stage.ltx2_core.kernels.quantise import quantise_into
 from ltx2_two_stage.ltx2_core.loading.lora import LoRAFile, inject, merge, set_adapters
 from ltx2_two_stage.ltx2_core.models.scaled_linear import scale_layers
@@ -81,9 +82,9 @@ class Source:
     def adapt(self, module: nn.Module, names: Collection[str]) -> None:
         inject(module, [(name, self.lora) for name in names], torch.device("cpu"))
 
-    def switched(self, mode: Mode, streams: Streams) -> Switched:
-        spec = SwitchedSpec(lambda: skeleton(self.dtype), self.fill, "layers", self.adapt, set_adapters, merge)
-        return Switched(spec, mode, streams, PinnedBudget(), lambda h2d, d2h: None)
+    def switchable(self, mode: Mode, streams: Streams) -> SwitchableModule:
+        spec = SwitchableSpec(lambda: skeleton(self.dtype), self.fill, "layers", self.adapt, set_adapters, merge)
+        return SwitchableModule(spec, mode, streams, PinnedBudget(), lambda h2d, d2h: None)
 
     def module(self, device: torch.device) -> Any:
         model = skeleton(self.dtype).to_empty(device=device)
@@ -109,21 +110,21 @@ class Source:
         with torch.inference_mode():
             return model(self.inputs(device))  # type: ignore[no-any-return]
 
-    def assert_clean(self, switched: Switched) -> None:
+    def assert_clean(self, switchable: SwitchableModule) -> None:
         """The base weights are those of the source, in their dtypes."""
-        with switched.use({"style": 0.0}) as module:
+        with switchable.use({"style": 0.0}) as module:
             for name, tensor in unique_tensors(module):
                 assert tensor.dtype is self.weights[name].dtype, name
                 assert torch.equal(tensor.cpu().float(), self.weights[name].float()), name
 
 
-def run(switched: Switched, source: Source, strength: float, then: float | None = None) -> Tensor:
+def run(switchable: SwitchableModule, source: Source, strength: float, then: float | None = None) -> Tensor:
     """One use; ``then`` is prefetched before its last of two evaluations."""
-    with torch.inference_mode(), switched.use({"style": strength}) as module:
+    with torch.inference_mode(), switchable.use({"style": strength}) as module:
         x = source.inputs(module.first.bias.device)
         first = module(x)
         if then is not None:
-            switched.prefetch({"style": then})
+            switchable.prefetch({"style": then})
         result = module(x)
         assert torch.equal(first, result)
         return result.clone()

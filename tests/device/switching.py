@@ -8,17 +8,19 @@ from contextlib import suppress
 
 import pytest
 import torch
+from ltx2_two_stage.device_manager.base_weights import SwitchableSpec
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.layout import unique_tensors
-from ltx2_two_stage.device_manager.modes import Mode
+from ltx2_two_stage.device_manager.modes import ORIGINAL, RESIDENT, SNAPSHOT, SNAPSHOT_LOW
+from ltx2_two_stage.device_manager.modes.mode import Mode
 from ltx2_two_stage.device_manager.streams import Streams
-from ltx2_two_stage.device_manager.switched import Switched, SwitchedSpec
+from ltx2_two_stage.device_manager.switchable import SwitchableModule
 from ltx2_two_stage.device_manager.weights import WeightSet
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 WIDTH = 8
-MERGED = [Mode.RESIDENT, Mode.SNAPSHOT, Mode.SNAPSHOT_LOW]
+MERGED = [RESIDENT, SNAPSHOT, SNAPSHOT_LOW]
 
 
 class Block(nn.Module):
@@ -105,7 +107,7 @@ class Source:
                 raise torch.OutOfMemoryError("no room for a merge")
             weight.addmm_(layer.linear.up, layer.linear.down, alpha=strengths["distilled"])
 
-    def switched(self, mode: Mode, streams: Streams | None = None) -> Switched:
+    def switchable(self, mode: Mode, streams: Streams | None = None) -> SwitchableModule:
         def adapt(module: nn.Module, names: Collection[str]) -> None:
             for index, layer in enumerate(module.layers):
                 layer.linear = Adapted(layer.linear, index)
@@ -118,17 +120,17 @@ class Source:
             with torch.device("meta"):
                 return Model()
 
-        spec = SwitchedSpec(skeleton, self.fill, "layers", adapt, set_adapters, self.merge)
-        return Switched(spec, mode, streams or Streams(CPU), self.budget, lambda h2d, d2h: None)
+        spec = SwitchableSpec(skeleton, self.fill, "layers", adapt, set_adapters, self.merge)
+        return SwitchableModule(spec, mode, streams or Streams(CPU), self.budget, lambda h2d, d2h: None)
 
 
-def run(switched: Switched, strength: float, then: float | None = None) -> Tensor:
+def run(switchable: SwitchableModule, strength: float, then: float | None = None) -> Tensor:
     """One use; ``then`` is prefetched before its last of two evaluations."""
-    with torch.inference_mode(), switched.use({"distilled": strength}) as module:
+    with torch.inference_mode(), switchable.use({"distilled": strength}) as module:
         x = torch.linspace(-1, 1, 3 * WIDTH, device=module.first.weight.device).view(3, WIDTH)
         first = module(x)
         if then is not None:
-            switched.prefetch({"distilled": then})
+            switchable.prefetch({"distilled": then})
         result = module(x)
         assert torch.equal(first, result)
         return result.clone()
@@ -146,8 +148,8 @@ def oracle(source: Source, strength: float, device: torch.device = CPU) -> Tenso
         return model(torch.linspace(-1, 1, 3 * WIDTH, device=device).view(3, WIDTH))
 
 
-def assert_clean(switched: Switched, source: Source) -> None:
-    with switched.use({"distilled": 0.0}) as module:
+def assert_clean(switchable: SwitchableModule, source: Source) -> None:
+    with switchable.use({"distilled": 0.0}) as module:
         for name, tensor in unique_tensors(module):
             assert torch.equal(tensor.cpu(), source.weights[name]), name
 
@@ -171,33 +173,33 @@ def random_sequence(mode: Mode, seed: int, streams: Streams) -> None:
         AssertionError: a result is wrong, or the base weights are not those of the file any more.
     """
     rng, source = random.Random(seed), Source()
-    switched = source.switched(mode, streams)
+    switchable = source.switchable(mode, streams)
     actions = ["run", "run", "run", "ahead", "fail", "fail ahead", "memory", "interrupt", "interrupt early", "release"]
     for _ in range(20):
         action, strength = rng.choice(actions), rng.choice([0.0, 0.25, 0.5, 1.0])
         if action == "release":
-            switched.release()
+            switchable.release()
         elif action == "ahead":
-            switched.prefetch({"distilled": strength})
+            switchable.prefetch({"distilled": strength})
         elif action in ("fail", "fail ahead", "memory"):
             source.fail = "merge" if action.startswith("fail") else "memory"
             with suppress(RuntimeError):  # weights merged before at this strength are not merged again
-                run(switched, strength if action == "fail" else 0.0, then=rng.choice([0.3, 0.7]))
+                run(switchable, strength if action == "fail" else 0.0, then=rng.choice([0.3, 0.7]))
             source.fail = None
         elif action == "interrupt":
-            with pytest.raises(KeyboardInterrupt), switched.use({"distilled": strength}) as module:
+            with pytest.raises(KeyboardInterrupt), switchable.use({"distilled": strength}) as module:
                 module.layers[0](torch.zeros(1, WIDTH, device=streams.device))
-                switched.prefetch({"distilled": rng.choice([0.5, 1.0])})
+                switchable.prefetch({"distilled": rng.choice([0.5, 1.0])})
                 module.layers[1](torch.zeros(1, WIDTH, device=streams.device))
                 raise KeyboardInterrupt
         elif action == "interrupt early":
-            with pytest.raises(KeyboardInterrupt), switched.use({"distilled": strength}):
+            with pytest.raises(KeyboardInterrupt), switchable.use({"distilled": strength}):
                 raise KeyboardInterrupt
         else:
-            result = run(switched, strength, then=rng.choice([None, 0.5, 1.0]))
+            result = run(switchable, strength, then=rng.choice([None, 0.5, 1.0]))
             expected = oracle(source, strength, streams.device)
             assert (result - expected).abs().max() < 1e-5
-            assert mode is Mode.ORIGINAL or torch.equal(result, expected)
+            assert mode is ORIGINAL or torch.equal(result, expected)
         if rng.random() < 0.5:
-            assert_clean(switched, source)
-    assert_clean(switched, source)
+            assert_clean(switchable, source)
+    assert_clean(switchable, source)

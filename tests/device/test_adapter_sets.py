@@ -9,11 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ltx2_two_stage.device_manager.base_weights import SwitchableSpec
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.layout import unique_tensors
-from ltx2_two_stage.device_manager.modes import Mode
+from ltx2_two_stage.device_manager.modes import MODES, RESIDENT
+from ltx2_two_stage.device_manager.modes.mode import Mode
 from ltx2_two_stage.device_manager.streams import Streams
-from ltx2_two_stage.device_manager.switched import Switched, SwitchedSpec
+from ltx2_two_stage.device_manager.switchable import SwitchableModule
 from switching import CPU, WIDTH, Apart, Model, Source, assert_clean
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ class Sets(Source):
             for name, strength in strengths.items() if weight is not None else ():
                 weight.add_(layer.linear.matrices[name], alpha=strength)
 
-    def switched(self, mode: Mode, streams: Streams | None = None) -> Switched:
+    def switchable(self, mode: Mode, streams: Streams | None = None) -> SwitchableModule:
         def adapt(module: nn.Module, names: Collection[str]) -> None:
             self.adapted.append(frozenset(names))
             for index, layer in enumerate(module.layers):
@@ -69,8 +71,8 @@ class Sets(Source):
             with torch.device("meta"):
                 return Model()
 
-        spec = SwitchedSpec(skeleton, self.fill, "layers", adapt, set_adapters, self.merge)
-        return Switched(spec, mode, streams or Streams(CPU), PinnedBudget(), lambda h2d, d2h: None)
+        spec = SwitchableSpec(skeleton, self.fill, "layers", adapt, set_adapters, self.merge)
+        return SwitchableModule(spec, mode, streams or Streams(CPU), PinnedBudget(), lambda h2d, d2h: None)
 
 
 def expected(source: Sets, strengths: Mapping[str, float]) -> Tensor:
@@ -84,72 +86,74 @@ def expected(source: Sets, strengths: Mapping[str, float]) -> Tensor:
         return model(torch.linspace(-1, 1, 3 * WIDTH).view(3, WIDTH))
 
 
-def check(switched: Switched, source: Sets, strengths: Mapping[str, float], then: Mapping[str, float]) -> None:
+def check(
+    switchable: SwitchableModule, source: Sets, strengths: Mapping[str, float], then: Mapping[str, float]
+) -> None:
     """One use, right before and after another one was announced."""
     x, right = torch.linspace(-1, 1, 3 * WIDTH).view(3, WIDTH), expected(source, strengths)
-    with torch.inference_mode(), switched.use(strengths) as module:
+    with torch.inference_mode(), switchable.use(strengths) as module:
         assert (module(x) - right).abs().max() < ROUNDING
-        switched.prefetch(then)
+        switchable.prefetch(then)
         assert (module(x) - right).abs().max() < ROUNDING
 
 
 @pytest.mark.parametrize("streams", [Streams(CPU), Apart()], ids=["one memory", "apart"])
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", MODES, ids=str)
 def test_only_a_missing_adapter_makes_the_wrapped_module_anew(mode: Mode, streams: Streams) -> None:
     source = Sets()
-    switched = source.switched(mode, streams)
+    switchable = source.switchable(mode, streams)
     off, on = {"distilled": 0.0}, {"distilled": 1.0}
-    check(switched, source, off, on)
-    check(switched, source, on, {})
+    check(switchable, source, off, on)
+    check(switchable, source, on, {})
     style = {"distilled": 0.0, "one": 0.5}
-    check(switched, source, style, {"distilled": 1.0, "one": 0.0})
-    check(switched, source, {"distilled": 1.0, "one": 0.0}, {})
+    check(switchable, source, style, {"distilled": 1.0, "one": 0.0})
+    check(switchable, source, {"distilled": 1.0, "one": 0.0}, {})
     # Fewer than it has: "one" is there, and silent
-    check(switched, source, {"distilled": 0.5}, {})
-    check(switched, source, {"distilled": 0.0, "one": -1.0}, {})
+    check(switchable, source, {"distilled": 0.5}, {})
+    check(switchable, source, {"distilled": 0.0, "one": -1.0}, {})
     assert source.adapted == [frozenset({"distilled"}), frozenset({"distilled", "one"})]
-    check(switched, source, {"distilled": 0.0, "two": 0.5}, {"distilled": 1.0, "three": 1.0})
-    check(switched, source, {"distilled": 1.0, "three": 1.0}, {})
+    check(switchable, source, {"distilled": 0.0, "two": 0.5}, {"distilled": 1.0, "three": 1.0})
+    check(switchable, source, {"distilled": 1.0, "three": 1.0}, {})
     assert source.adapted[2:] == [frozenset({"distilled", "two"}), frozenset({"distilled", "three"})]
     assert source.reads == 1
-    assert_clean(switched, source)
+    assert_clean(switchable, source)
 
 
-@pytest.mark.parametrize("mode", [Mode.RESIDENT])
+@pytest.mark.parametrize("mode", [RESIDENT], ids=str)
 def test_merged_weights_survive_a_stack_that_does_not_change_them(mode: Mode) -> None:
     source = Sets()
-    switched = source.switched(mode)
+    switchable = source.switchable(mode)
     merges: list[Mapping[str, float]] = []
 
     def merge(adapted: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[str, float]) -> None:
         merges.append(dict(strengths))
         source.merge(adapted, weights, strengths)
 
-    switched.spec = replace(switched.spec, merge=merge)
-    check(switched, source, {"distilled": 1.0}, {})
+    switchable.base.spec = replace(switchable.base.spec, merge=merge)
+    check(switchable, source, {"distilled": 1.0}, {})
     before = len(merges)
-    check(switched, source, {"distilled": 1.0, "one": 0.0}, {})
+    check(switchable, source, {"distilled": 1.0, "one": 0.0}, {})
     assert len(merges) == before, "the same set of active adapters"
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one memory", "apart"])
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("seed", range(4))
 def test_random_stacks_give_the_right_results_and_leave_the_weights(mode: Mode, seed: int, apart: bool) -> None:
     rng, source = random.Random(seed), Sets()
-    switched = source.switched(mode, Apart() if apart else None)
+    switchable = source.switchable(mode, Apart() if apart else None)
 
     def stack() -> dict[str, float]:
         names = ["distilled", *rng.sample(NAMES[1:], rng.randint(0, 2))]
         return {name: rng.choice([0.0, 0.5, 1.0, -0.3]) for name in sorted(names)}
 
     for _ in range(25):
-        check(switched, source, stack(), stack())
+        check(switchable, source, stack(), stack())
         match rng.randint(0, 4):
             case 0:
-                with suppress(KeyboardInterrupt), switched.use(stack()):
-                    switched.prefetch(stack())
+                with suppress(KeyboardInterrupt), switchable.use(stack()):
+                    switchable.prefetch(stack())
                     raise KeyboardInterrupt
             case 1:
-                switched.release()
-    assert_clean(switched, source)
+                switchable.release()
+    assert_clean(switchable, source)

@@ -9,7 +9,8 @@ import torch
 from fp8_switching import SCALED, WIDTH, Source, run, skeleton
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.layout import Layout, unique_tensors
-from ltx2_two_stage.device_manager.modes import Mode
+from ltx2_two_stage.device_manager.modes import MODES, ORIGINAL
+from ltx2_two_stage.device_manager.modes.mode import Mode
 from ltx2_two_stage.device_manager.streams import Streams
 from ltx2_two_stage.device_manager.weights import WeightSet, assign, moved_together
 from switching import CPU, MERGED, Apart
@@ -46,34 +47,34 @@ def test_flat_memory_holds_every_dtype(source: Source) -> None:
     assert all(a.dtype is b.dtype for a, b in zip(moved.views, weights.views, strict=True))
 
 
-@pytest.mark.parametrize("mode", MERGED)
+@pytest.mark.parametrize("mode", MERGED, ids=str)
 def test_merging_modes_run_on_requantised_weights_bit_for_bit(mode: Mode, streams: Streams, source: Source) -> None:
-    switched = source.switched(mode, streams)
-    plain = run(switched, source, 0.0)
+    switchable = source.switchable(mode, streams)
+    plain = run(switchable, source, 0.0)
     for strength in (1.0, 0.5, 0.0, 1.0, 1.0, 0.0):
-        result = run(switched, source, strength)
+        result = run(switchable, source, strength)
         assert torch.equal(result, source.merged(strength, CPU))
         assert torch.equal(result, plain) == (strength == 0)
-        source.assert_clean(switched)
+        source.assert_clean(switchable)
 
 
 def test_original_computes_the_adapter_beside_fp8_weights(streams: Streams, source: Source) -> None:
-    switched = source.switched(Mode.ORIGINAL, streams)
+    switchable = source.switchable(ORIGINAL, streams)
     for strength in (0.0, 1.0, 0.25):
-        result = run(switched, source, strength)
+        result = run(switchable, source, strength)
         assert torch.equal(result, source.dynamic(strength, CPU))
         merged = source.merged(strength, CPU)
         assert (result - merged).norm() < 0.06 * merged.norm()  # measured: 0.04 at strength 1, one rounding to fp8
-    source.assert_clean(switched)
+    source.assert_clean(switchable)
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", MODES, ids=str)
 def test_prefetch_changes_no_result(mode: Mode, streams: Streams, source: Source) -> None:
-    switched = source.switched(mode, streams)
-    expected = source.dynamic if mode is Mode.ORIGINAL else source.merged
+    switchable = source.switchable(mode, streams)
+    expected = source.dynamic if mode is ORIGINAL else source.merged
     for strength in (1.0, 0.5, 0.5):
-        run(switched, source, 0.0, then=strength)
-        assert torch.equal(run(switched, source, strength), expected(strength, CPU))
-    source.assert_clean(switched)
-    switched.release()
-    source.assert_clean(switched)
+        run(switchable, source, 0.0, then=strength)
+        assert torch.equal(run(switchable, source, strength), expected(strength, CPU))
+    source.assert_clean(switchable)
+    switchable.release()
+    source.assert_clean(switchable)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from ltx2_two_stage.device_manager.switched import Switched
+from ltx2_two_stage.device_manager.switchable import SwitchableModule
 from torch import Tensor
 
 
@@ -20,15 +20,15 @@ def waiting_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def switch_without_waiting(switched: Switched, x: Tensor, adapter: str) -> None:
+def switch_without_waiting(switchable: SwitchableModule, x: Tensor, adapter: str) -> None:
     """From the third time on, two stages and the switch between them leave the host free."""
 
     def once() -> None:
-        with torch.inference_mode(), switched.use({adapter: 0.0}) as module:
+        with torch.inference_mode(), switchable.use({adapter: 0.0}) as module:
             module(x)
-            switched.prefetch({adapter: 1.0})
+            switchable.prefetch({adapter: 1.0})
             module(x)
-        with torch.inference_mode(), switched.use({adapter: 1.0}) as module:
+        with torch.inference_mode(), switchable.use({adapter: 1.0}) as module:
             module(x)
 
     once()

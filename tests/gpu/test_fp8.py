@@ -12,11 +12,13 @@ import pytest
 import torch
 from device_waits import switch_without_waiting
 from fp8_switching import Source, run
-from lora_stacks import MODES, Latents, request_for
+from lora_stacks import MODES as NAMES
+from lora_stacks import Latents, request_for
 from lora_stacks import differences as differences_of
 from lora_stacks import run as run_stages
 from ltx2_two_stage.assembly import open_manager
-from ltx2_two_stage.device_manager.modes import Mode
+from ltx2_two_stage.device_manager.modes import MODES
+from ltx2_two_stage.device_manager.modes.mode import Mode
 from ltx2_two_stage.device_manager.streams import Streams
 from ltx2_two_stage.ltx2_core.kernels import scaled_merge
 from ltx2_two_stage.ltx2_core.kernels.availability import has_fp8_matmul
@@ -154,7 +156,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_merging_modes_give_the_same_latents(cuda: torch.device, models: ModelSet) -> None:
     """One fills the GPU's memory, the others host memory: what is quantised there is the same."""
-    pipelines = {mode: Pipeline(models, open_manager(models, cuda, mode)) for mode in MODES}
+    pipelines = {mode: Pipeline(models, open_manager(models, cuda, mode)) for mode in NAMES}
     texts = pipelines["original"].encode_prompt(request_for("two-stage"))
     results: dict[str, Latents] = {mode: run_stages(pipeline, texts) for mode, pipeline in pipelines.items()}
     for mode in ("snapshot", "snapshot-low"):
@@ -177,17 +179,17 @@ def source(tmp_path: Path) -> Source:
     return Source(tmp_path, torch.bfloat16)
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", MODES, ids=str)
 def test_every_mode_runs_on_its_weights_bit_for_bit(cuda: torch.device, mode: Mode, source: Source) -> None:
-    switched = source.switched(mode, Streams(cuda))
+    switchable = source.switchable(mode, Streams(cuda))
     expected: Any = source.merged if mode in MERGED else source.dynamic
     for strength in (1.0, 0.5, 0.0, 1.0, 1.0, 0.0):
-        assert torch.equal(run(switched, source, strength, then=0.5), expected(strength, cuda))
-    source.assert_clean(switched)
-    switched.release()
-    source.assert_clean(switched)
+        assert torch.equal(run(switchable, source, strength, then=0.5), expected(strength, cuda))
+    source.assert_clean(switchable)
+    switchable.release()
+    source.assert_clean(switchable)
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("mode", MODES, ids=str)
 def test_switching_never_waits_for_the_device(cuda: torch.device, mode: Mode, source: Source) -> None:
-    switch_without_waiting(source.switched(mode, Streams(cuda)), source.inputs(cuda), "style")
+    switch_without_waiting(source.switchable(mode, Streams(cuda)), source.inputs(cuda), "style")

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from ltx2_two_stage.device_manager.base_weights import SwitchableSpec
 from ltx2_two_stage.device_manager.manager import DeviceManager
-from ltx2_two_stage.device_manager.modes import Mode
+from ltx2_two_stage.device_manager.modes import MODES, RESIDENT, SNAPSHOT_LOW
+from ltx2_two_stage.device_manager.modes.mode import Mode
 from ltx2_two_stage.device_manager.placed import ComponentSpec
-from ltx2_two_stage.device_manager.switched import SwitchedSpec
 from ltx2_two_stage.nodes.residency import HostEntry, HostMemory
 from torch import Tensor, nn
 
@@ -60,7 +61,7 @@ class Agreement:
     set_free: Callable[[int], None]
     reads: list[str] = field(default_factory=list)
 
-    def open(self, mode: Mode = Mode.RESIDENT) -> tuple[DeviceManager, HostEntry]:
+    def open(self, mode: Mode = RESIDENT) -> tuple[DeviceManager, HostEntry]:
         def skeleton() -> nn.Module:
             with torch.device("meta"):
                 return Model()
@@ -85,7 +86,7 @@ class Agreement:
         def adapt(module: nn.Module, names: Collection[str]) -> None:
             module.layers[0] = Adapted(module.layers[0])
 
-        spec = SwitchedSpec(skeleton, fill, "layers", adapt, set_adapters, merge)
+        spec = SwitchableSpec(skeleton, fill, "layers", adapt, set_adapters, merge)
         manager = DeviceManager(
             CPU, mode, "for a test", ("dit", spec), {"vae": ComponentSpec(build)}, planned_bytes=PLANNED
         )
@@ -102,10 +103,10 @@ def run(manager: DeviceManager) -> list[Tensor]:
     """Both stages and a component that stays."""
     with torch.inference_mode():
         results = []
-        for phase, strengths in (("one", {}), ("two", {"lora": 1.0})):
-            with manager.use("dit", phase, strengths) as module:
+        for strengths in ({}, {"lora": 1.0}):
+            with manager.use("dit", strengths) as module:
                 results.append(module(torch.eye(4)).clone())
-        with manager.use("vae", "one") as module:
+        with manager.use("vae") as module:
             module(torch.eye(4))
     assert torch.equal(results[0], WEIGHTS.T) and torch.equal(results[1], 2 * WEIGHTS.T)
     return results
@@ -129,7 +130,7 @@ def check_a_use_registers_once(host: Agreement) -> None:
 def check_a_repeated_load_moves_nothing(host: Agreement) -> None:
     manager, entry = host.open()
     run(manager)
-    with manager.use("dit", "one") as module:
+    with manager.use("dit") as module:
         weight = next(module.parameters())
         before = weight.data_ptr()
     held, reads = manager.device_bytes, list(host.reads)
@@ -142,7 +143,7 @@ def check_a_repeated_load_moves_nothing(host: Agreement) -> None:
 
 
 def check_unloading_everything_gives_all_memory_back_and_the_next_run_restores_it(host: Agreement) -> None:
-    for mode in Mode:
+    for mode in MODES:
         for inference in (True, False):
             manager, entry = host.open(mode)
             run(manager)
@@ -180,7 +181,7 @@ def check_enough_free_memory_takes_nothing(host: Agreement) -> None:
 def check_a_run_keeps_its_memory_whoever_asks(host: Agreement) -> None:
     manager, entry = host.open()
     run(manager)
-    with torch.inference_mode(), manager.use("dit", "one") as module:
+    with torch.inference_mode(), manager.use("dit") as module:
         held = manager.device_bytes
         host.management.unload_all_models()
         assert manager.device_bytes == held
@@ -202,9 +203,9 @@ def check_an_interrupted_run_can_be_unloaded(host: Agreement) -> None:
     class Interrupt(BaseException):
         pass
 
-    manager, entry = host.open(Mode.SNAPSHOT_LOW)
+    manager, entry = host.open(SNAPSHOT_LOW)
     try:
-        with manager.use("dit", "two", {"lora": 1.0}):
+        with manager.use("dit", {"lora": 1.0}):
             raise Interrupt
     except Interrupt:
         pass

@@ -17,7 +17,7 @@ import pytest
 import torch
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles
 from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
-from ltx2_two_stage.ltx2_core.types import Component, Phase
+from ltx2_two_stage.ltx2_core.types import Component
 from ltx2_two_stage.nodes import handle, residency
 
 CPU = torch.device("cpu")
@@ -161,7 +161,7 @@ def registry() -> Iterator[Any]:
 
 
 def _load(opened: Any) -> Any:
-    with opened.pipeline.residency.use(Component.TRANSFORMER, Phase.STAGE_1):
+    with opened.pipeline.residency.use(Component.TRANSFORMER):
         return opened.pipeline.residency
 
 
@@ -265,9 +265,9 @@ def test_stages_of_one_workflow_run_are_reported_together(tiny: tuple[ModelFiles
     runs = iter(["one", "one", "two"])
     manager = registry.open(tiny[0], torch.float32, CPU, "auto", None, lambda: next(runs)).pipeline.residency
     for name, expected in (("a", ["a"]), ("b", ["a", "b"]), ("c", ["c"])):
-        with manager.measure(name):
+        with manager.recorder.measure(name):
             pass
-        assert [record["name"] for record in manager.last_records()] == expected
+        assert [record["name"] for record in manager.recorder.last_records()] == expected
 
 
 def test_a_plan_counts_on_no_more_pinned_memory_than_the_host_allows(

@@ -118,7 +118,7 @@ with torch.inference_mode():
 
     hints = []
     residency = handle.pipeline.residency
-    residency.prefetch = lambda component, phase, adapters=None: hints.append([component.value, phase.value, adapters])
+    residency.prefetch = lambda component, strengths: hints.append([component.value, strengths])
     switched = [LoRASwitch.execute(handle, *given).args[0].distilled_strength for given in (
         ("stage 2", 0.25), ("stage 1", 0.5))]
     del residency.prefetch
@@ -209,5 +209,5 @@ def test_native_conditioning_is_connected_and_processed_one_is_not(facts: dict[s
 def test_the_switch_makes_the_transformer_ready_with_its_strength(facts: dict[str, Any]) -> None:
     assert facts["switched"] == [[None, 0.25], [0.5, None]]
     (second, first) = facts["hints"]
-    assert second[:2] == ["transformer", "stage_2"] and list(second[2].values()) == [0.25]
-    assert first[:2] == ["transformer", "stage_1"] and list(first[2].values()) == [0.5]
+    assert second[0] == "transformer" and list(second[1].values()) == [0.25]
+    assert first[0] == "transformer" and list(first[1].values()) == [0.5]

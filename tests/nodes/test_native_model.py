@@ -145,7 +145,7 @@ for variant in ("2.3", "2.0"):
         # Stage 2: other weights for the sampling, the base ones before and after, in every mode
         results["modes"] = {}
         reference = None
-        for mode in Mode:
+        for mode in MODES:
             manager.change_mode(mode, "for a test")
             second = Model.execute(handle, "stage 2", "two-stage").args[0]
             merged = sample(second, [video, audio], positive, negative, cfg=1.0)
@@ -156,7 +156,7 @@ for variant in ("2.3", "2.0"):
                 "stage 1 is as before": torch.equal(base, first),
                 "differs from stage 1": not torch.allclose(merged, base, atol=1e-3),
             }
-        manager.change_mode(Mode.RESIDENT, "for a test")
+        manager.change_mode(RESIDENT, "for a test")
 
         if variant == "2.3":
             facts["parameters"] = sum(1 for _ in own.model.diffusion_model.parameters())
@@ -175,9 +175,9 @@ for variant in ("2.3", "2.0"):
                 facts["held"]["interrupted"] = True
             facts["held"]["after"] = manager.release_if_idle() > 0
             facts["held"]["again"] = torch.equal(sample(own, [video, audio], positive, negative), first)
-            manager.take_records()
+            manager.recorder.take_records()
             sample(own, [video, audio], positive, negative)
-            facts["stages"] = [record["name"] for record in manager.last_records()]
+            facts["stages"] = [record["name"] for record in manager.recorder.last_records()]
 
             both = second.clone()
             both.set_model_sampler_post_cfg_function(

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage import nodes
-from ltx2_two_stage.device_manager.modes import MODE_NAMES
+from ltx2_two_stage.device_manager.modes import mode_names
 from ltx2_two_stage.ltx2_core.loading.model_set import ModelFiles
 from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
-from ltx2_two_stage.ltx2_core.types import Component, Phase, RunReport, StageRecord
+from ltx2_two_stage.ltx2_core.types import Component, RunReport, StageRecord
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +89,7 @@ def manager(panel: Any, host: Host, files: ModelFiles) -> Any:
 
 def use(manager: Any) -> None:
     for component in (Component.TRANSFORMER, Component.VOCODER):
-        with manager.use(component, Phase.STAGE_1):
+        with manager.use(component):
             pass
 
 
@@ -102,7 +102,7 @@ def ask(action: Callable[..., Any], **body: Any) -> tuple[int, Mapping[str, Any]
 def test_without_models_there_is_a_status_and_nothing_to_act_on(panel: Any) -> None:
     status = panel.status()
     assert status["models"] is None and status["runs"] == [] and status["stage"] is None
-    assert [mode["name"] for mode in status["modes"]] == list(MODE_NAMES) and all(m["words"] for m in status["modes"])
+    assert [mode["name"] for mode in status["modes"]] == list(mode_names()) and all(m["words"] for m in status["modes"])
     for action in (panel.release, panel.restore):
         code, answer = ask(action)
         assert code == 409 and "LTX-2 Loader" in answer["fix"]
@@ -141,7 +141,7 @@ def test_release_and_restore(panel: Any, manager: Any) -> None:
 @pytest.mark.parametrize("mode", ["original", "snapshot"])
 def test_freed_and_restored_are_how_the_memory_bar_moves(panel: Any, manager: Any, mode: str) -> None:
     ask(panel.change_mode, mode=mode)
-    with manager.use(Component.TRANSFORMER, Phase.STAGE_2, {"distilled": 1.0}):
+    with manager.use(Component.TRANSFORMER, {"distilled": 1.0}):
         pass
     assert manager.status()["host"]["adapters"] > 0, "without a GPU they take the same memory"
     held = [panel.status()["models"]["memory"]["ours"]]
@@ -179,7 +179,7 @@ def test_a_run_with_these_models_is_left_alone_and_others_do_not_matter(panel: A
 
 
 def test_what_is_in_use_is_not_released(panel: Any, manager: Any) -> None:
-    with manager.use(Component.TRANSFORMER, Phase.STAGE_1):
+    with manager.use(Component.TRANSFORMER):
         assert ask(panel.release)[1]["freed"] == 0
     assert manager.device_bytes > 0
 
