@@ -114,7 +114,8 @@ def assign(module: nn.Module, views: Sequence[Tensor]) -> None:
     """Replaces a module's (meta) tensors by ``views``, in the order of :func:`unique_tensors`; tied ones stay tied."""
     old = [tensor for _, tensor in unique_tensors(module)]
     new = {
-        id(tensor): nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view
+        # Buffers too are objects of their own: binding one must not change the view
+        id(tensor): nn.Parameter(view, requires_grad=False) if isinstance(tensor, nn.Parameter) else view.detach()
         for tensor, view in zip(old, views, strict=True)
     }
     for owner in module.modules():

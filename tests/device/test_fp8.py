@@ -9,11 +9,11 @@ import torch
 from fp8_switching import SCALED, WIDTH, Source, run, skeleton
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.layout import Layout, unique_tensors
-from ltx2_two_stage.device_manager.modes import MODES, ORIGINAL
+from ltx2_two_stage.device_manager.modes import MODES
 from ltx2_two_stage.device_manager.modes.mode import Mode
 from ltx2_two_stage.device_manager.streams import Streams
 from ltx2_two_stage.device_manager.weights import WeightSet, assign, moved_together
-from switching import CPU, MERGED, Apart
+from switching import BESIDE, CPU, MERGED, Apart
 
 STREAMS = {"on one device": lambda: Streams(CPU), "host and device apart": Apart}
 
@@ -58,8 +58,9 @@ def test_merging_modes_run_on_requantised_weights_bit_for_bit(mode: Mode, stream
         source.assert_clean(switchable)
 
 
-def test_original_computes_the_adapter_beside_fp8_weights(streams: Streams, source: Source) -> None:
-    switchable = source.switchable(ORIGINAL, streams)
+@pytest.mark.parametrize("mode", BESIDE, ids=str)
+def test_other_modes_compute_the_adapter_beside_fp8_weights(mode: Mode, streams: Streams, source: Source) -> None:
+    switchable = source.switchable(mode, streams)
     for strength in (0.0, 1.0, 0.25):
         result = run(switchable, source, strength)
         assert torch.equal(result, source.dynamic(strength, CPU))
@@ -71,7 +72,7 @@ def test_original_computes_the_adapter_beside_fp8_weights(streams: Streams, sour
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_prefetch_changes_no_result(mode: Mode, streams: Streams, source: Source) -> None:
     switchable = source.switchable(mode, streams)
-    expected = source.dynamic if mode is ORIGINAL else source.merged
+    expected = source.dynamic if mode in BESIDE else source.merged
     for strength in (1.0, 0.5, 0.5):
         run(switchable, source, 0.0, then=strength)
         assert torch.equal(run(switchable, source, strength), expected(strength, CPU))

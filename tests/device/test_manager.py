@@ -157,7 +157,7 @@ def test_release_gives_every_byte_back_and_the_next_use_restores(mode: Mode) -> 
     assert manager.release() == held >= WEIGHT_BYTES
     status = manager.status()
     assert {"base", "merged", "vae"}.isdisjoint(status["device"])
-    keeps = mode in (SNAPSHOT, SNAPSHOT_LOW)
+    keeps = mode.keeps_host_copy
     assert ("base" in status["host"]) == keeps
     assert factor(manager, "dit") == 4.0 and factor(manager, "vae") == 3.0
     assert world.reads == (["vae", "dit", "vae"] if keeps else ["vae", "dit", "dit", "vae"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from ltx2_two_stage.device_manager.modes import (
     ENVIRONMENT_VARIABLE,
@@ -16,6 +19,7 @@ from ltx2_two_stage.device_manager.modes import (
 )
 from ltx2_two_stage.device_manager.modes.mode import Mode
 
+ROOT = Path(__file__).resolve().parents[2]
 BY_SETTING = "set by the node or --device-mode"
 BY_VARIABLE = "set by LTX2_TWO_STAGE_DEVICE_MODE"
 
@@ -67,3 +71,23 @@ def test_names_are_auto_and_the_modes_and_print_as_written() -> None:
 
 def test_only_snapshots_need_a_host_copy() -> None:
     assert [mode for mode in MODES if mode.keeps_host_copy] == [SNAPSHOT, SNAPSHOT_LOW]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_documents_and_translations_know_every_mode(mode: Mode) -> None:
+    """They say what the registry says; who adds a mode is told what to write."""
+    words = json.loads((ROOT / "locales/en/nodeDefs.json").read_text(encoding="utf-8"))
+    tooltip = words["LTX2TwoStageLoader"]["inputs"]["device_mode"]["tooltip"]
+    page = (ROOT / "web/docs/LTX2TwoStageLoader.md").read_text(encoding="utf-8")
+    assert f" {mode.name}: {mode.tooltip}." in tooltip and tooltip in page
+    chinese = (ROOT / "web/panel/words/zh.js").read_text(encoding="utf-8")
+    assert f"'{mode.sentence}'" in chinese and f"'{mode.merged}'" in chinese
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert any(f"| `{mode.name}` |" in path.read_text(encoding="utf-8") for path in documents)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_words_fit_the_sentences_that_they_end_up_in(mode: Mode) -> None:
+    assert mode.sentence.endswith(".") and mode.sentence[0].isupper() and mode.sentence[1:-1] == mode.words[1:]
+    for words in (mode.words, mode.tooltip, mode.merged, mode.pageable):
+        assert words and words[0].islower() and words[-1] not in ".;,"

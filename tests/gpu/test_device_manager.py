@@ -11,13 +11,12 @@ from device_waits import switch_without_waiting
 from ltx2_two_stage.device_manager import host_memory
 from ltx2_two_stage.device_manager.host_memory import PinnedBudget
 from ltx2_two_stage.device_manager.manager import DeviceManager
-from ltx2_two_stage.device_manager.modes import MODES, SNAPSHOT, SNAPSHOT_LOW
+from ltx2_two_stage.device_manager.modes import MODES
 from ltx2_two_stage.device_manager.modes.mode import Mode
 from ltx2_two_stage.device_manager.streams import Streams
-from switching import MERGED, Source, assert_clean, fail_copies, oracle, random_sequence, run
+from switching import HOST_COPY, MERGED, Source, assert_clean, fail_copies, oracle, random_sequence, run
 
 pytestmark = pytest.mark.gpu
-SNAPSHOTS = [SNAPSHOT, SNAPSHOT_LOW]
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
@@ -40,7 +39,7 @@ def test_switching_never_waits_for_the_device(cuda: torch.device, mode: Mode) ->
     switch_without_waiting(Source().switchable(mode, Streams(cuda)), torch.zeros(3, 8, device=cuda), "distilled")
 
 
-@pytest.mark.parametrize("mode", SNAPSHOTS, ids=str)
+@pytest.mark.parametrize("mode", HOST_COPY, ids=str)
 def test_the_host_copy_is_pinned_and_given_back(cuda: torch.device, mode: Mode) -> None:
     source = Source()
     switchable = source.switchable(mode, Streams(cuda))
@@ -51,7 +50,7 @@ def test_the_host_copy_is_pinned_and_given_back(cuda: torch.device, mode: Mode) 
     assert source.budget.pinned == 0
 
 
-@pytest.mark.parametrize("mode", SNAPSHOTS, ids=str)
+@pytest.mark.parametrize("mode", HOST_COPY, ids=str)
 def test_memory_that_cannot_be_pinned_stays_pageable(
     cuda: torch.device, mode: Mode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -79,7 +78,7 @@ def test_memory_that_cannot_be_pinned_stays_pageable(
 
 
 @pytest.mark.parametrize("failing", range(5))
-@pytest.mark.parametrize("mode", SNAPSHOTS, ids=str)
+@pytest.mark.parametrize("mode", HOST_COPY, ids=str)
 def test_an_upload_that_fails_midway_leaves_a_usable_module(
     cuda: torch.device, mode: Mode, failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

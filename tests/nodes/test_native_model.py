@@ -28,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from pack.device_manager.layout import unique_tensors
-from pack.device_manager.modes import Mode
+from pack.device_manager.modes import MODES, RESIDENT
 from pack.ltx2_core.errors import LTX2Error
 from pack.ltx2_core.loading.model_set import ModelFiles
 from pack.ltx2_core.loading.synthetic import write_tiny
@@ -151,7 +151,7 @@ for variant in ("2.3", "2.0"):
             merged = sample(second, [video, audio], positive, negative, cfg=1.0)
             base = sample(own, [video, audio], positive, negative)
             reference = merged if reference is None else reference
-            results["modes"][mode.value] = {
+            results["modes"][mode.name] = {
                 "stage 2": distance(merged, reference),
                 "stage 1 is as before": torch.equal(base, first),
                 "differs from stage 1": not torch.allclose(merged, base, atol=1e-3),

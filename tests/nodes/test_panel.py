@@ -8,12 +8,14 @@ import json
 import sys
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from ltx2_two_stage import nodes
+from ltx2_two_stage.device_manager import modes
 from ltx2_two_stage.device_manager.modes import mode_names
 from ltx2_two_stage.ltx2_core.loading.model_set import ModelFiles
 from ltx2_two_stage.ltx2_core.loading.synthetic import write_tiny
@@ -118,6 +120,21 @@ def test_the_status_says_what_is_where(panel: Any, manager: Any) -> None:
     assert rows["Stage-2 transformer"]["note"] == "the base with its LoRA"
     assert sum(row["device"] for row in rows.values()) == models["memory"]["ours"]
     assert models["mode"] == {"name": "original", "reason": manager.mode_reason, "setting": "auto", "wanted": None}
+
+
+def test_a_registered_mode_is_offered_in_its_own_words(
+    panel: Any, manager: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = replace(modes.WITHOUT_GPU, name="toy", words="a toy stays on the GPU", merged="a toy has none")
+    monkeypatch.setattr(modes, "MODES", (*modes.MODES, toy))
+    assert panel.status()["modes"][-1] == {"name": "toy", "words": "A toy stays on the GPU."}
+    assert ask(panel.change_mode, mode="toy")[0] == 200
+    with manager.use(Component.TRANSFORMER):
+        pass
+    models = panel.status()["models"]
+    rows = {row["name"]: row for row in models["components"]}
+    assert models["mode"]["name"] == "toy" and rows["Stage-2 transformer"]["note"] == "a toy has none"
+    assert "original, toy." in ask(panel.change_mode, mode="nonsense")[1]["fix"]
 
 
 def test_every_component_of_the_models_is_in_one_row(panel: Any) -> None:
