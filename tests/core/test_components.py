@@ -61,4 +61,6 @@ def test_no_other_table_lists_components() -> None:
     folders = [ROOT / name for name in ("ltx2_core", "nodes", "terminal", "device_manager", "benchmarks")]
     files = [*(path for folder in folders for path in folder.rglob("*.py")), ROOT / "assembly.py"]
     lists = {path.relative_to(ROOT).as_posix(): _most_in_one_display(path) for path in files}
-    assert {path for path, most in lists.items() if most > MOST_NAMED} == {"ltx2_core/components.py"}
+    longest = {path for path, most in lists.items() if most > MOST_NAMED}
+    # The second has how many tensors each has in either release
+    assert longest == {"ltx2_core/components.py", "ltx2_core/loading/derived_config.py"}
