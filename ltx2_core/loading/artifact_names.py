@@ -1,4 +1,4 @@
-"""What the names of released files say: role, generation, size, revision and precision (fact sheet 1.1 and 1.4)."""
+"""What the names of released files say: role, generation, size, revision and precision (docs/model.md 1.1 and 1.4)."""
 
 from __future__ import annotations
 

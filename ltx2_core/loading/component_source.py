@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
+from ..kernels.quantise import FP8, quantise_into
 from ..models.counts import Count
 from ..models.meta_device import OnMeta
-from ..models.scaled_linear import FP8, quantise_into, scale_layers
+from ..models.scaled_linear import scale_layers
 from ..models.scaled_weights import FP8_NAME, dequantised
 from ..models.weights_file import WeightsFile
 from ..types import Component

@@ -50,7 +50,7 @@ _CREATE: Mapping[Component, Callable[[Mapping[str, Any]], nn.Module]] = {
     Component.VOCODER: lambda config: build_vocoder(VocoderConfig.from_metadata(config)),
 }
 _PROJECTION = "text_embedding_projection."
-# Of the official files, without the projections (fact sheet 1.2 and 10)
+# Of the official files, without the projections (docs/model.md 1.2 and 10)
 _TENSORS: Mapping[Variant, Mapping[Component, int]] = {
     "2.3": {
         Component.TRANSFORMER: 4186,

@@ -1,4 +1,4 @@
-"""LoRA files of every known key format, read as targets under official module names (fact sheet 9)."""
+"""LoRA files of every known key format, read as targets under official module names (docs/model.md 9)."""
 
 from __future__ import annotations
 

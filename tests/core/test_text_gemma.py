@@ -190,7 +190,7 @@ def test_the_tiny_single_file_holds_the_folders_weights_and_tokenizer(original: 
 
 
 def test_single_file_has_the_settings_of_gemma_3_12b() -> None:
-    """Fact sheet 3.1 and 10."""
+    """docs/model.md 3.1 and 10."""
     sizes = GemmaSizes(262208, 3840, 15360, 48, heads=16, key_value_heads=8, head_dim=256)
     assert GemmaSizes.from_shapes(sizes.shapes()) == sizes
     assert sum(torch.Size(shape).numel() for shape in sizes.shapes().values()) == 11_766_034_176

@@ -180,7 +180,7 @@ def gemma_states(model: nn.Module, prompts: Sequence[Tensor]) -> list[Tensor]:
     """All states of some prompts' tokens, which attend to the tokens before them; in one pass over the weights.
 
     Only real tokens count: rotary positions are relative, and what fills shorter prompts up stands behind them, where
-    no token of theirs looks. So the states are those of a padded row up to rounding (fact sheet 3.1).
+    no token of theirs looks. So the states are those of a padded row up to rounding (docs/model.md 3.1).
 
     Args:
         model: as :meth:`GemmaSource.load_model` returns it.
