@@ -12,12 +12,13 @@ from comfy_api.latest import io, ui
 from ..ltx2_core.recipe_choice import RecipeChoice
 from ..ltx2_core.types import ImageCondition
 from . import host
-from .conversions import ImageSink, to_audio, to_latent, to_video
+from .conversions import ImageSink, to_latent, to_video
 from .handle import PipelineHandle
 from .panel import Watched
 from .progress import stages_of
+from .queued import problem_when_queued
 from .report import stages_text
-from .request import clip_request, node_choice, problem_when_queued
+from .request import clip_request, node_choice
 from .sockets import (
     CATEGORY,
     UNCONNECTED,
@@ -29,6 +30,7 @@ from .sockets import (
     prompt_inputs,
     recipe_input,
 )
+from .sound import to_audio
 
 
 class Generate(io.ComfyNode):

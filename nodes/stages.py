@@ -31,7 +31,6 @@ from .conversions import (
     decode_request,
     prompt_text,
     silence,
-    to_audio,
     to_context,
     to_latent,
     to_pair,
@@ -41,9 +40,10 @@ from .conversions import (
 )
 from .handle import PipelineHandle
 from .panel import Watched
+from .queued import problem_when_queued
 from .refine_request import FROM_LATENT, TWO_STAGE_PRESETS, check_upsampled, refine_request
 from .report import notes_shown, stages_text
-from .request import clip_request, node_choice, problem_when_queued
+from .request import clip_request, node_choice
 from .sockets import (
     CATEGORY,
     UNCONNECTED,
@@ -57,6 +57,7 @@ from .sockets import (
     pipeline_output,
     recipe_input,
 )
+from .sound import to_audio
 
 STAGE_1, STAGE_2 = "stage 1", "stage 2"
 FROM_PRESET = "preset"

@@ -16,8 +16,8 @@ from .resample import resample
 
 __all__ = [
     "AAC_RATES",
-    "check_finite",
     "check_rate",
+    "check_samples",
     "fitted",
     "for_clip",
     "given_sound",
@@ -54,7 +54,7 @@ def given_sound(waveform: Any, rate: Any, longest: float, setting: str = "audio"
         problem = f"must be one clip of 1 to {MOST_CHANNELS} channels, (1, channels, samples)"
         raise SettingError(setting, shape, problem, "Choose one of a batch, and give a sound that is not empty.")
     kept = waveform[:, :, : max(int(longest * hertz), 1)].detach().float()
-    check_finite(kept, setting)
+    check_samples(kept, setting)
     if shape[1] <= 2:
         return AudioClip(kept, hertz)
     notice = f"The sound has more than two channels ({shape[1]}): they are mixed down to stereo."
@@ -74,7 +74,7 @@ def check_rate(rate: Any, setting: str) -> int:
     return int(rate)
 
 
-def check_finite(waveform: Tensor, setting: str) -> None:
+def check_samples(waveform: Tensor, setting: str) -> None:
     """Raises :class:`SettingError` where a sample is not a finite number."""
     if not bool(waveform.isfinite().all()):
         problem = "holds samples that are not finite numbers"

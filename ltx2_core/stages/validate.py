@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from ..errors import SettingError
 from ..limits import LONGEST_SECONDS, MOST_STEPS, checked, checked_clip
+from ..media.audio import check_samples
 from ..media.image import load_image
 from ..models.kernel_settings import check_kernel_settings
 from ..protocols import Models
@@ -168,8 +169,7 @@ def check_audio(clip: AudioClip | None, source: AudioSource | None) -> None:
         raise SettingError("audio", shape, problem, "Choose one of a batch, and mix more channels down to stereo.")
     if clip.sampling_rate < 1:
         raise SettingError("audio rate", clip.sampling_rate, "must be a positive number", "44100 and 48000 are usual.")
-    if not bool(clip.waveform.isfinite().all()):
-        raise SettingError("audio", shape, "holds samples that are not finite numbers", "Make the sound anew.")
+    check_samples(clip.waveform, "audio")
 
 
 def _check_parts(models: Models, request: GenerationRequest, refining: bool) -> None:

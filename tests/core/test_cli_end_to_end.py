@@ -8,6 +8,7 @@ import sys
 import wave
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,7 +18,6 @@ from ltx2_two_stage import cli
 from ltx2_two_stage.docs.make.templates import TEMPLATES, Node
 from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
-from ltx2_two_stage.ltx2_core.media.mp4 import Mp4Writer
 from ltx2_two_stage.ltx2_core.models.audio_vae import AudioVAEConfig
 from ltx2_two_stage.ltx2_core.models.video_vae.config import VideoVAEConfig
 from PIL import Image
@@ -286,7 +286,16 @@ def test_ctrl_c_leaves_no_file(
 def test_a_full_disk_is_said_and_leaves_no_file(
     tiny: TinyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Mp4Writer, "_create", lambda self: open("/dev/full", "wb"))  # noqa: PTH123, SIM115
+    opened = Path.open
+
+    def full(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        file = opened(self, mode, *arguments, **options)
+        if mode != "xb":
+            return file
+        file.close()
+        return opened(Path("/dev/full"), "wb")
+
+    monkeypatch.setattr(Path, "open", full)
     assert cli.main([*command(tiny, tmp_path), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert "output" in error and "full" in error and str(tmp_path / "clip.mp4") in error

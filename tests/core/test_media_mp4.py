@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import threading
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -287,10 +288,20 @@ class FullDisk:
         return getattr(self.file, name)
 
 
+def replace_the_new_file(monkeypatch: pytest.MonkeyPatch, replacement: Callable[[BinaryIO], Any]) -> None:
+    """Every file that is made anew is written through ``replacement``; reading is as always."""
+    opened = Path.open
+
+    def watched(self: Path, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+        file = opened(self, mode, *arguments, **options)
+        return replacement(cast("BinaryIO", file)) if mode == "xb" else file
+
+    monkeypatch.setattr(Path, "open", watched)
+
+
 @pytest.mark.parametrize("room", [0, 20, 3_000, 60_000], ids=["header", "early", "middle", "late"])
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    create = Mp4Writer._create
-    monkeypatch.setattr(Mp4Writer, "_create", lambda self: FullDisk(create(self), room))
+    replace_the_new_file(monkeypatch, lambda file: FullDisk(file, room))
     path = tmp_path / "clip.mp4"
     noise = torch.randint(0, 256, (30, HEIGHT, WIDTH, 3), dtype=torch.uint8)  # does not compress: far above 60 kB
     writer = Mp4Writer(path, setting="--output")
@@ -306,7 +317,11 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int) -
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mp4Writer, "_create", lambda self: Path("/dev/full").open("wb"))  # noqa: SIM115 - the writer closes it
+    def full(file: BinaryIO) -> BinaryIO:
+        file.close()
+        return Path("/dev/full").open("wb")
+
+    replace_the_new_file(monkeypatch, full)
     writer = Mp4Writer(tmp_path / "clip.mp4")
     with pytest.raises(OutputError, match="disk is full"):
         writer.open(WIDTH, HEIGHT, 24, None)

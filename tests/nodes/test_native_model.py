@@ -12,7 +12,7 @@ import pytest
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
 COMPARE = """
-import inspect, json, textwrap
+import inspect, json, shutil, textwrap
 from pathlib import Path
 folder, = arguments
 import torch
@@ -203,6 +203,10 @@ for variant in ("2.3", "2.0"):
             without = PIPELINES.open(
                 ModelFiles(files.checkpoint, files.gemma, files.upsampler), torch.float32, CPU, "auto")
             facts["no LoRA"] = problem(Model.execute, without, "stage 2", "two-stage")
+            facts["distilled recipe on dev"] = problem(Model.execute, without, "stage 2", "distilled")
+            distilled = shutil.copy(files.checkpoint, files.folder / "ltx-2.3-22b-distilled.safetensors")
+            without = PIPELINES.open(
+                ModelFiles(distilled, files.gemma, files.upsampler), torch.float32, CPU, "auto")
             facts["no LoRA needed"] = problem(Model.execute, without, "stage 2", "distilled")
 print("FACTS" + json.dumps(facts))
 """
@@ -288,3 +292,4 @@ def test_what_changes_nothing_is_not_refused(facts: dict[str, Any]) -> None:
 def test_a_missing_distilled_lora_is_named(facts: dict[str, Any]) -> None:
     assert "distilled-lora = None: stage 2 of the two-stage preset needs one" in facts["no LoRA"]
     assert facts["no LoRA needed"] is None
+    assert "is a dev checkpoint: nothing but grain comes of it" in facts["distilled recipe on dev"]

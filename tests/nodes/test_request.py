@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_two_stage.nodes.request import problem_when_queued, to_clip
+from ltx2_two_stage.nodes.queued import problem_when_queued
+from ltx2_two_stage.nodes.sound import to_clip
 
 
 @pytest.mark.parametrize(
