@@ -35,7 +35,7 @@ logger = logging.getLogger("ltx2.benchmarks")
 
 # Shapes whose velocities are compared with float32: one pass each, 1 and 5 s of float32 arithmetic on an H200
 COMPARED = ("A1", "B")
-# The issue asks that time follows the count of operations from here on
+# From here on time is compared with the count of operations: in shorter calls, launches take a share of it
 FOLLOWS_ABOVE_TOKENS = 4000
 # Times the floor that a call takes at most where it is not the launches that count, to plan with
 USUAL = 1.5

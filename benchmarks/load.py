@@ -19,7 +19,7 @@ from ..device_manager.modes import Mode
 from ..device_manager.streams import Streams
 from ..device_manager.switched import Switched, SwitchedSpec
 from ..ltx2_core.errors import SettingError
-from ..ltx2_core.loading.checkpoint import SafetensorsFile
+from ..ltx2_core.files.safetensors_file import SafetensorsFile
 from ..ltx2_core.loading.synthetic import Variant
 from ..ltx2_core.types import Component
 from .measure import machine

@@ -242,7 +242,7 @@ def _upsampler_config(generation: Variant, tiny: bool) -> UpsamplerConfig:
 
 
 def _gemma(device: torch.device, width: int) -> nn.Module:
-    """The text layers of Gemma 3 12B (fact sheet 3.1), initialised by transformers; of another width, as many."""
+    """The text layers of Gemma 3 12B (docs/model.md 3.1), initialised by transformers; of another width, as many."""
     from transformers import Gemma3TextConfig, Gemma3TextModel
 
     config = Gemma3TextConfig(

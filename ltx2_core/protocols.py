@@ -9,7 +9,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .types import AudioGeometry, Component, Phase, ScaleFactors
+from .types import (
+    AudioGeometry,
+    BatchItem,
+    Component,
+    CrossTimestepRule,
+    Phase,
+    ScaleFactors,
+    StreamInput,
+    VelocityPair,
+)
 
 
 class Residency(Protocol):
@@ -166,10 +175,30 @@ class Watching(Protocol):
         ...
 
 
-class Attention(Protocol):
-    """Scaled dot-product attention, (B, heads, T, head_dim) in and out; ``bias`` is additive and broadcastable."""
+class Velocities(Protocol):
+    """The call of the transformer, plain or replayed."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor: ...
+    def __call__(
+        self,
+        video: StreamInput | None,
+        audio: StreamInput | None,
+        items: Sequence[BatchItem],
+        cross_rule: CrossTimestepRule,
+    ) -> VelocityPair:
+        """Velocities of both streams, (B, T, C) each, where B counts the items that compute it.
+
+        Args:
+            video, audio: None leaves a stream out, as does one that is not ``enabled``: its velocity is None.
+            items: the evaluations that the call makes.
+            cross_rule: noise level behind the audio-video exchange.
+        """
+        ...
+
+
+class Attention(Protocol):
+    """Scaled dot-product attention without a mask, (B, heads, T, head_dim) in and out."""
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
 
 
 class NoProgress:

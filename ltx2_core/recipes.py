@@ -1,4 +1,4 @@
-"""The official recipes as data (fact sheet 5 and 6)."""
+"""The official recipes as data (docs/model.md 5 and 6)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AudioSource(str, Enum):
 
 @dataclass(frozen=True)
 class Revision:
-    """One dated set of official numerical rules (fact sheet 0).
+    """One dated set of official numerical rules (docs/model.md 0).
 
     Attributes:
         cross_timestep: what drives the audio-video cross attention's modulation.
@@ -157,7 +157,7 @@ def _of_2_0(recipe: Recipe) -> Recipe:
     return replace(recipe, steps=40, guidance=_guided(29))
 
 
-# The official recipes by generation of the checkpoint (fact sheet 6 and 8)
+# The official recipes by generation of the checkpoint (docs/model.md 6 and 8)
 RECIPES: Mapping[str, Mapping[str, Recipe]] = {
     generation: {recipe.name: recipe for recipe in recipes}
     for generation, recipes in {

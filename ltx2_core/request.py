@@ -48,7 +48,7 @@ class GenerationRequest:
 
     @property
     def effective_guidance(self) -> Guidance:
-        """Stage 1's guidance: the recipe's, of the picture alone where the sound is given (fact sheet 8.3)."""
+        """Stage 1's guidance: the recipe's, of the picture alone where the sound is given (docs/model.md 8.3)."""
         guidance = self.recipe.guidance
         return guidance if self.audio is None else Guidance(guidance.video, StreamGuidance())
 

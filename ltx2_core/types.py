@@ -119,7 +119,7 @@ class Component(str, Enum):
 
 
 class CrossTimestepRule(str, Enum):
-    """Which noise level drives the audio-video cross attention (fact sheet 0 and 2.8)."""
+    """Which noise level drives the audio-video cross attention (docs/model.md 0 and 2.8)."""
 
     OWN = "own"  # scale, shift and gates: the stream's own per-token level (2026-01)
     OTHER = "other"  # all of them: the other stream's scalar sigma (1.0.0)
@@ -156,6 +156,10 @@ class StreamInput:
     rope: StreamRope
     enabled: bool = True  # False: carried through unchanged, still serves as keys and values for the other stream
     token_levels: Tensor | None = None  # (T,) int64: which of ``timesteps`` each token has, where L is neither 1 nor T
+
+
+VelocityPair = tuple[Tensor | None, Tensor | None]
+"""Velocities (B, T, C) of video and audio; None where a stream is not computed."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,7 @@ class ImageCondition:
 
 @dataclass(frozen=True)
 class StreamGuidance:
-    """Guidance of one stream, applied to the clean estimate x0 (fact sheet 6).
+    """Guidance of one stream, applied to the clean estimate x0 (docs/model.md 6).
 
     Attributes:
         cfg: text guidance scale, 1 is off.

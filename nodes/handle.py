@@ -214,7 +214,7 @@ def _open_manager(models: ModelSet, device: torch.device, mode: str, memory: Hos
 
 
 def context_widths(models: Any) -> tuple[int, int]:
-    """Widths of the two text embeddings that the transformer takes (fact sheet 3)."""
+    """Widths of the two text embeddings that the transformer takes (docs/model.md 3)."""
     transformer = models.transformer
     if transformer.caption_channels is not None:
         return transformer.caption_channels, transformer.caption_channels

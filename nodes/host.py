@@ -27,10 +27,10 @@ from comfy_execution.utils import get_executing_context
 from torch import Tensor, nn
 
 from ..ltx2_core.errors import LTX2Error, SettingError
+from ..ltx2_core.files.header import SUFFIXES
 from ..ltx2_core.plain_text import plain
 from .residency import HostMemory
 
-_SUFFIXES = (".safetensors", ".sft")  # in any case
 _FOLDER_MARK = "config.json"  # a folder that holds one is a model in transformers' layout
 
 
@@ -54,7 +54,7 @@ def model_files(folders: Sequence[str]) -> FileNames:
     """Names of the safetensors files in ComfyUI's model folders of these kinds, without doubles."""
     names: dict[str, None] = {}
     for folder in _known(folders):
-        names.update(dict.fromkeys(n for n in folder_paths.get_filename_list(folder) if n.lower().endswith(_SUFFIXES)))
+        names.update(dict.fromkeys(n for n in folder_paths.get_filename_list(folder) if n.lower().endswith(SUFFIXES)))
     return FileNames(names)
 
 

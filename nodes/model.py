@@ -37,8 +37,9 @@ class Model(io.ComfyNode):
                     "preset",
                     options=list(RECIPE_NAMES),
                     default="two-stage",
-                    tooltip="Official recipe, for the strength of the distilled LoRA: two-stage 0 in stage 1 and 1 in "
-                    "stage 2, hq 0.25 and 0.5, the others 0. Steps and guidance are the sampler's.",
+                    tooltip="Official recipe, for the strength of the distilled LoRA: two-stage and keyframes "
+                    "0 in stage 1 and 1 in stage 2, hq 0.25 and 0.5, distilled 1 in both on a dev checkpoint, "
+                    "one-stage 0. Steps and guidance are the sampler's.",
                 ),
                 recipe_input(),
             ],

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from ..ltx2_core.errors import CheckpointError, LTX2Error
+from ..ltx2_core.files.stamp import Stamp, stamp_of
 from ..ltx2_core.loading.artifact_names import Role, parse_name
 from ..ltx2_core.loading.inspect import inspect_file
 from ..ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ..ltx2_core.loading.releases import release_for
-from ..ltx2_core.models.storage.stamp import Stamp, stamp_of
 
 # What has to be of the checkpoint's generation, though its shapes may fit the other one's too
 _OF_ONE_GENERATION = ("upsampler", "video_vae", "audio_vae", "text_projection")

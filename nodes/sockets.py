@@ -64,7 +64,8 @@ def clip_inputs() -> list[Any]:
             default="two-stage",
             tooltip="Official recipe. two-stage: guided at half size, upscaled, refined with the distilled LoRA. "
             "hq: the same with a second-order sampler, made for 1920x1088. "
-            "distilled: for distilled checkpoints, no guidance. one-stage: guided at full size, no upscaling.",
+            "distilled: no guidance, for a distilled checkpoint, or a dev one with the distilled LoRA. "
+            "one-stage: guided at full size, no upscaling. keyframes: two-stage, each image a keyframe.",
         ),
         io.Int.Input(
             "width",

@@ -67,7 +67,7 @@ def write_report(path: Path, report: RunReport) -> None:
 
 def write_latents(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """The tensors of a run as safetensors; raises as :func:`write_report`."""
-    from ..ltx2_core.loading.saving import save_tensors
+    from ..ltx2_core.files.saving import save_tensors
 
     with whole_file(path, "save-latents") as part:
         save_tensors(part, tensors)

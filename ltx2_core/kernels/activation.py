@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from .products import through
-from .quantise import Quantised
+from .quantise import Quantised, quantise_rows
 
 
 class Needs(NamedTuple):
@@ -29,6 +29,11 @@ class Activation(NamedTuple):
 
     plain: Tensor | None
     quantised: Quantised | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, needs: Needs) -> Activation:
+        """The tensor in the forms that are needed."""
+        return cls(x if needs.plain else None, quantise_rows(x) if needs.quantised else None)
 
     def items(self, items: slice) -> Activation:
         """Those of some batch items; a batch of 1 serves every item."""

@@ -37,12 +37,12 @@ _WARM_UP, _REPEATS = 3, 7
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, (B, heads, T, head_dim) in and out; ``bias`` is additive and broadcastable.
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention without a mask, (B, heads, T, head_dim) in and out.
 
     The first call of a size may measure which kernel is fastest, where there is more than one to choose from.
     """
-    if bias is None and fused(q) and q.is_cuda:
+    if fused(q) and q.is_cuda:
         queries, keys = q.shape[2], k.shape[2]
         if min(queries, keys) >= WORTH_MEASURING:
             flash = _faster_flash(q.device, q.dtype, tuple(q.shape), keys)
@@ -52,7 +52,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
             # By name: torch.nn.attention.sdpa_kernel switches the other kernels off for every thread in the process
             out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
             return out
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def _torchs_flash_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:

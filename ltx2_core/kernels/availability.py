@@ -23,12 +23,12 @@ SETTINGS = ("auto", "eager")
 
 def fused(tensor: Tensor) -> bool:
     """Whether Triton's kernels serve this tensor: on an NVIDIA or AMD GPU, or anywhere in Triton's interpreter."""
-    if not _wanted() or not (tensor.is_cuda or interpreted()):
+    if not _wanted() or not (tensor.is_cuda or _interpreted()):
         return False
     return _installed() and (not tensor.is_cuda or runs_on(tensor.device))
 
 
-def interpreted() -> bool:
+def _interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on the CPU (``TRITON_INTERPRET=1``)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -37,7 +37,7 @@ def interpreted() -> bool:
 def runs_on(device: torch.device) -> bool:
     """Whether Triton can compile and launch a kernel on this GPU: it needs a C compiler, which not every system has."""
     try:
-        from .trial_triton import trial
+        from .triton.trial import trial
 
         trial(device)
     except Exception as error:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .availability import fused
 
-TIME = 2  # the frame axis
-
 
 class Edges(NamedTuple):
     """What a convolution's input gets around its frames.
@@ -45,9 +43,9 @@ def window(
         copy of its last frames, at most ``keep``, None where that is 0.
     """
     if fused(x):
-        from . import frames_triton
+        from .triton.frames import window as kernel
 
-        return frames_triton.window(x, bias, kept, edges, eps, keep)
+        return kernel(x, bias, kept, edges, eps, keep)
     if bias is not None:
         x.add_(_per_channel(bias))
     (batch, channels, frames, height, width), (before, after, m) = x.shape, edges
@@ -57,7 +55,7 @@ def window(
     if eps is None:
         inner.copy_(x)
     else:
-        torch.mul(x, inverse_rms(x, eps), out=inner)
+        torch.mul(x, _inverse_rms(x, eps), out=inner)
         # Of the whole window, though its edges hold nothing yet: a strided pass would take twice the time.
         F.silu(out, inplace=True)
     if m:
@@ -68,7 +66,7 @@ def window(
     return out, out[:, :, -keep:].clone() if keep else None  # a view would keep the whole window alive
 
 
-def inverse_rms(x: Tensor, eps: float) -> Tensor:
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     """One over the root mean square of the channels, (B, C, F, H, W) to (B, 1, F, H, W); summed in float32."""
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
     # Back in the input's dtype, as the official code has it: a product of mixed dtypes costs 5% of the whole decoding.
@@ -79,9 +77,9 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 def add_(out: Tensor, bias: Tensor | None, skip: Tensor) -> None:
     """Adds a bias (r * C,) and a skip connection (B, C, f, H, W), repeated r times, into (B, r * C, f, H, W)."""
     if fused(out):
-        from . import frames_triton
+        from .triton.frames import add_ as kernel
 
-        frames_triton.add_(out, bias, skip)
+        kernel(out, bias, skip)
         return
     if bias is not None:
         out.add_(_per_channel(bias))

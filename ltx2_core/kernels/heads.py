@@ -10,14 +10,14 @@ from ..types import Rope
 from .activation import Activation, Needs
 from .availability import fused
 from .products import through
-from .quantise import quantise_rows
+from .rope import rotate, split_heads
 
 # Of the tokens, that the kernel of the gates takes at a time
 GATE_CHANNELS = 128
 
 
 def can_norm_rope(x: Tensor, rope: Rope | None) -> bool:
-    """Whether :func:`norm_rope_` serves: fused kernels run, and the rotary layout is split, in powers of two."""
+    """Whether one kernel norms and turns: fused kernels run, and the rotary layout is split, in powers of two."""
     if not fused(x):
         return False
     width = x.shape[-1]
@@ -29,17 +29,54 @@ def can_norm_rope(x: Tensor, rope: Rope | None) -> bool:
     return _is_power_of_2(groups) and _is_power_of_2(half) and 2 * groups * half == width
 
 
-def norm_rope_(x: tuple[Tensor, ...], weights: tuple[Tensor, ...], eps: float, rope: Rope | None) -> None:
-    """Root mean square norm over all heads, then rotary embedding, in place; only where :func:`can_norm_rope`.
+def norm_rope(
+    x: tuple[Tensor, ...],
+    weights: tuple[Tensor, ...],
+    eps: float,
+    ropes: tuple[Rope | None, ...],
+    heads: int,
+) -> tuple[Tensor, ...]:
+    """Root mean square norm over all heads, then rotary embedding, split into heads.
 
     Args:
-        x: one or two tensors (B, T, width) of the same shape, which share the rotary table: queries, keys.
+        x: tensors (B, T, width), such as queries and keys; they may be overwritten.
         weights: (width,) of each one's norm.
-        rope: split layout, batch 1 or B; None leaves the turning out.
-    """
-    from . import heads_triton
+        ropes: the rotary table of each one, batch 1 or B; None leaves the turning out.
+        heads: that attend, whatever number a table was made for.
 
-    heads_triton.norm_rope_(x, weights, eps, rope)
+    Returns:
+        (B, heads, T, head_dim) each.
+    """
+    if all(map(can_norm_rope, x, ropes)):
+        _fused_norm_rope(x, weights, eps, ropes)
+        return tuple([split_heads(part, heads) for part in x])
+    normed = [F.rms_norm(part, part.shape[-1:], weight, eps) for part, weight in zip(x, weights, strict=True)]
+    return tuple(
+        [
+            split_heads(part, heads) if rope is None else rotate(part, rope, heads)
+            for part, rope in zip(normed, ropes, strict=True)
+        ]
+    )
+
+
+def _fused_norm_rope(
+    x: tuple[Tensor, ...], weights: tuple[Tensor, ...], eps: float, ropes: tuple[Rope | None, ...]
+) -> None:
+    """In place; two of one shape that share a table in one launch."""
+    from .triton.heads import norm_rope_ as kernel
+
+    if len(x) == 2 and x[0].shape == x[1].shape and _same(*ropes):
+        kernel(x, weights, eps, ropes[0])
+        return
+    for part, weight, rope in zip(x, weights, ropes, strict=True):
+        kernel((part,), (weight,), eps, rope)
+
+
+def _same(first: Rope | None, second: Rope | None) -> bool:
+    """Whether both are one table."""
+    if first is None or second is None:
+        return first is second
+    return first is second or first.cos is second.cos
 
 
 def gates_need(layer: nn.Module | None, queries: Needs) -> Needs:
@@ -63,9 +100,9 @@ def gate_logits(x: Activation, layer: nn.Module) -> Tensor:
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
     if fused(values) and _is_power_of_2(weight.shape[0]) and values.shape[-1] % GATE_CHANNELS == 0:
-        from . import heads_triton
+        from .triton.heads import gate_logits as kernel
 
-        return heads_triton.gate_logits(x.quantised, weight, bias)
+        return kernel(x.quantised, weight, bias, GATE_CHANNELS)
     return F.linear((values.float() * scales).to(weight.dtype), weight, bias)
 
 
@@ -78,22 +115,12 @@ def gate_heads(x: Tensor, logits: Tensor | None, heads: int, needs: Needs) -> Ac
     """
     powers = _is_power_of_2(heads) and _is_power_of_2(x.shape[-1] // heads)
     if powers and (logits is not None or needs.quantised) and fused(x):
-        from . import heads_triton
+        from .triton.heads import gate_heads as kernel
 
-        return heads_triton.gate_heads(x, logits, heads, needs)
+        return kernel(x, logits, heads, needs)
     if logits is not None:
         x = (torch.unflatten(x, -1, (heads, -1)) * (2 * torch.sigmoid(logits))[..., None]).flatten(-2)
-    return Activation(x if needs.plain else None, quantise_rows(x) if needs.quantised else None)
-
-
-def gelu(x: Tensor, needs: Needs) -> Activation:
-    """The tanh form of GELU, (B, T, D)."""
-    if fused(x) and needs.quantised and not needs.plain:
-        from . import heads_triton
-
-        return heads_triton.gelu_quantised(x)
-    x = F.gelu(x, approximate="tanh")
-    return Activation(x if needs.plain else None, quantise_rows(x) if needs.quantised else None)
+    return Activation.of(x, needs)
 
 
 def _is_power_of_2(number: int) -> bool:

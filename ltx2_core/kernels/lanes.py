@@ -17,10 +17,10 @@ from torch import Tensor
 
 from .availability import fused
 
-# Tokens times batch items of the video stream up to which two lanes pay. One H200, as CUDA graphs: 1,536 rows 85.5 ms
-# instead of 88.9; 6,144 rows 0.2 to 1.3% slower, since large products take the whole GPU and wait for what is on it.
-# Where Python launches so few rows the GPU waits for it, and two lanes give it more to do: 1,536 rows 107 ms instead of
-# 100, in fp8 148 instead of 122 to 130
+# Tokens times batch items of the video stream up to which two lanes pay. One H200, as CUDA graphs: 1,536 rows take
+# 85.5 ms in two lanes and 88.9 in one; 6,144 rows 0.2 to 1.3% longer in two, since large products take the whole GPU
+# and wait for what is on it. Calls that Python launches stay in one lane: the GPU waits for Python, and switching
+# streams gives Python more to do. 1,536 rows take 107 ms in two lanes and 100 in one, in fp8 148 and 122
 MOST_ROWS = 4096
 
 
@@ -35,8 +35,9 @@ class Lanes:
         return nullcontext()
 
     def meet(self, *shared: Any) -> None:
-        """Each lane waits for the other. ``shared`` is what one made and the other reads: kept until they meet again,
-        because a lane's memory serves its own next work as soon as it is given up."""
+        """Each lane waits for the other. ``shared`` is what one made and the other reads. It is kept until they meet
+        again: memory that is given up serves the next work of its own lane at once, while the other may still read it.
+        """
 
     def end(self) -> None:
         """The current stream waits for the audio lane."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,47 +10,16 @@ from torch.nn import functional as F
 
 from .activation import Activation, Needs
 from .availability import fused
-from .quantise import quantise_rows
+from .rows import Affine, Row
 
 
-class Row(NamedTuple):
-    """One modulation vector of every noise level: a block's table plus what the level's embedding gives.
-
-    Attributes:
-        table: (rows, D), and which of its rows.
-        vectors: (b, L, rows, D), and which of its rows; b is 1 or B.
-        token_levels: (T,) which of the L levels each token has; None: there is one level, or one per token, in order.
-    """
-
-    table: Tensor
-    row: int
-    vectors: Tensor
-    at: int
-    token_levels: Tensor | None
-
-    def values(self) -> Tensor:
-        """(b, t, D), where t is T, or 1 where one noise level serves all tokens."""
-        values = self.table[self.row] + self.vectors[:, :, self.at]
-        return values if self.token_levels is None else values.index_select(1, self.token_levels)
-
-
-class Affine(NamedTuple):
-    """x * (1 + scale) + shift."""
-
-    scale: Row
-    shift: Row
-
-
-PLAIN = Needs()
-
-
-def modulate(x: Tensor, affine: Affine, needs: Needs = PLAIN) -> Activation:
+def modulate(x: Tensor, affine: Affine, needs: Needs) -> Activation:
     """(B, T, D) tokens, scaled and shifted without a norm."""
     if fused(x):
-        from . import modulation_triton
+        from .triton.modulation import residual_norm as kernel
 
-        return modulation_triton.residual_norm(x, None, None, (affine,), None, (needs,), slice(None))[1][0]
-    return _formed(_eager_affine(x, affine), needs)
+        return kernel(x, None, None, (affine,), None, (needs,), slice(None))[1][0]
+    return Activation.of(_eager_affine(x, affine), needs)
 
 
 def residual_norm(
@@ -76,14 +44,14 @@ def residual_norm(
         The new tokens (``x`` itself without an update), and the modulated norms.
     """
     if fused(x):
-        from . import modulation_triton
+        from .triton.modulation import residual_norm as kernel
 
-        return modulation_triton.residual_norm(x, update, gate, outputs, eps, needs, updated)
+        return kernel(x, update, gate, outputs, eps, needs, updated)
     if update is not None:
         x = _eager_update(x, update, gate, updated)
     normed = F.rms_norm(x, x.shape[-1:], eps=eps) if outputs else x
     results = (normed if affine is None else _eager_affine(normed, affine) for affine in outputs)
-    return x, tuple(_formed(result, need) for result, need in zip(results, needs, strict=True))
+    return x, tuple(Activation.of(result, need) for result, need in zip(results, needs, strict=True))
 
 
 def _eager_update(x: Tensor, update: Tensor, gate: Row | None, updated: slice) -> Tensor:
@@ -100,7 +68,3 @@ def _eager_update(x: Tensor, update: Tensor, gate: Row | None, updated: slice) -
 
 def _eager_affine(x: Tensor, affine: Affine) -> Tensor:
     return torch.addcmul(affine.shift.values(), x, 1 + affine.scale.values())
-
-
-def _formed(x: Tensor, needs: Needs) -> Activation:
-    return Activation(x if needs.plain else None, quantise_rows(x) if needs.quantised else None)

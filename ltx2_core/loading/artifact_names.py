@@ -1,13 +1,14 @@
-"""What the names of released files say: role, generation, size, revision and precision (fact sheet 1.1 and 1.4)."""
+"""What the names of released files say: role, generation, size, revision and precision (docs/model.md 1.1 and 1.4)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import PurePosixPath
 
+from ..files.header import SUFFIXES
 from ..recipes import DEV, DISTILLED, UNKNOWN
 
 
@@ -60,6 +61,11 @@ class Artifact:
         return not self.quantised or (fp8 and self.role in _FP8_ROLES)
 
     @property
+    def readable(self) -> bool:
+        """Whether the file is in a format that is read at all."""
+        return self.precision != GGUF
+
+    @property
     def quantised(self) -> bool:
         return self.precision not in FULL_PRECISIONS
 
@@ -68,6 +74,8 @@ class Artifact:
         return ".".join(str(part) for part in self.generation)
 
 
+GGUF = "gguf"  # stands for all its precisions
+_GGUF_PRECISION = re.compile(r"-(?:ud-)?(?:i?q\d(?:-[a-z0-9]+)*|bf16|f16|f32)$")
 FULL_PRECISIONS = ("bf16", "fp16", "fp32")
 _FP8_ROLES = (Role.CHECKPOINT, Role.GEMMA)
 _FP8_WORDS = r"(?:-(?:scaled|input|mixed|static|dynamic|learned|fast|e4m3fn|e4m3|e5m2|comfy|v\d+))*"
@@ -96,9 +104,23 @@ _GEMMA_BILLIONS = re.compile(r"gemma-?3-(\d+)b")
 def parse_name(name: str) -> Artifact | None:
     """What a file's name says, or None when it is no file of a known kind."""
     path = PurePosixPath(name)
-    if path.suffix.lower() != ".safetensors":
+    return _parse_stem(name, _stem(path)) if path.suffix.lower() in SUFFIXES else None
+
+
+def parse_gguf_name(name: str) -> Artifact | None:
+    """:func:`parse_name` for GGUF files, which are not read: for telling what lies there in place of a file that is."""
+    path = PurePosixPath(name)
+    if path.suffix.lower() != ".gguf":
         return None
-    stem = path.name.removesuffix(path.suffix).lower().replace("_", "-")
+    found = _parse_stem(name, _GGUF_PRECISION.sub("", _stem(path)))
+    return found and replace(found, precision=GGUF)
+
+
+def _stem(path: PurePosixPath) -> str:
+    return path.stem.lower().replace("_", "-")
+
+
+def _parse_stem(name: str, stem: str) -> Artifact | None:
     for role, pattern in _PATTERNS:
         if match := pattern.fullmatch(stem):
             return _artifact(name, role, match.groupdict())
@@ -147,7 +169,7 @@ def _artifact(name: str, role: Role, found: Mapping[str, str | None]) -> Artifac
 def parse_names(names: Iterable[str]) -> list[Artifact]:
     """Every known file among the names, and every folder that holds a text encoder with its tokenizer."""
     unique = dict.fromkeys(str(name).replace("\\", "/") for name in names)
-    files = [artifact for name in unique if (artifact := parse_name(name))]
+    files = [artifact for name in unique if (artifact := parse_name(name) or parse_gguf_name(name))]
     return files + _gemma_folders(unique)
 
 
@@ -159,7 +181,7 @@ def _gemma_folders(names: Collection[str]) -> list[Artifact]:
     found = []
     for folder, files in contents.items():
         path = PurePosixPath(folder)
-        if "config.json" not in files or not any(file.lower().endswith(".safetensors") for file in files):
+        if "config.json" not in files or not any(file.lower().endswith(SUFFIXES) for file in files):
             continue
         if files & {"tokenizer.json", "tokenizer.model"}:
             home, known = folder, "gemma" in path.name.lower() or path.name == "text_encoder"

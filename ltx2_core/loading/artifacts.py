@@ -23,6 +23,7 @@ SUPPORTED_GENERATIONS = ((2, 0), (2, 3))
 _VARIANTS: Mapping[str, str] = {name: DISTILLED if name == "distilled" else DEV for name in RECIPE_NAMES}
 _X2 = ("x2", "x2.0")
 _LORA_RECIPES = ("two-stage", "hq", "keyframes")
+_GGUF = "a GGUF file, which is not read"
 _ONE_STAGE_RECIPES = ("one-stage",)
 _SPLIT_ROLES = (Role.VIDEO_VAE, Role.AUDIO_VAE, Role.TEXT_PROJECTION)
 
@@ -113,13 +114,14 @@ def select(names: Iterable[str], recipe: str, setting: str = "models", place: ob
     picks, absent = {Role.CHECKPOINT: first}, {}
     for role, fits, wanted in _companions(checkpoint, recipe):
         candidates = [a for a in found if a.role is role]
-        fitting = [a for a in candidates if fits(a)]
+        fitting = [a for a in candidates if fits(a) and a.readable]
         if fitting:
             best, others = _best(fitting)
-            passed = {a.name: _mismatch(a, checkpoint) for a in candidates if not fits(a)} | others
+            passed = {a.name: _mismatch(a, checkpoint) for a in candidates if a not in fitting} | others
             picks[role] = Pick(role, best.name, _reason(wanted, passed))
         else:
-            instead = f"; there is {some([a.name for a in candidates])}" if candidates else ""
+            named = [a.name if a.readable else f"{a.name} ({_GGUF})" for a in candidates]
+            instead = f"; there is {some(named)}" if candidates else ""
             absent[role] = f"no {wanted}{instead}"
     for pick in picks.values():
         logger.info("%s: %s (%s)", pick.role.value, pick.name, pick.reason)
@@ -136,7 +138,7 @@ def newest(names: Iterable[str], role: Role) -> str | None:
     """The file of a role that :func:`select` would rank first for the default recipe; None where there is none."""
     variants: Mapping[Role, tuple[str, ...]] = {Role.CHECKPOINT: (DEV,), Role.UPSAMPLER: _X2}
     known = _with_parts(parse_names(names))
-    found = [a for a in known if a.role is role and (not a.generation or _supported(a))]
+    found = [a for a in known if a.role is role and a.readable and (not a.generation or _supported(a))]
     fitting = [a for a in found if a.variant in variants.get(role, (a.variant,))] or found
     return _best(fitting)[0].name if fitting else None
 
@@ -179,11 +181,12 @@ def _pick_checkpoint(found: list[Artifact], recipe: str, setting: str, place: ob
     candidates = [a for a in found if a.role is Role.CHECKPOINT]
     if variant == DISTILLED and not any(a.variant == variant and _supported(a) for a in candidates):
         # A dev checkpoint and the distilled LoRA do the same work
-        loras = {(a.generation, a.billions) for a in found if a.role is Role.DISTILLED_LORA}
+        loras = {(a.generation, a.billions) for a in found if a.role is Role.DISTILLED_LORA and a.readable}
         variant = DEV if any((a.generation, a.billions) in loras for a in candidates if _supported(a)) else variant
         candidates = [a for a in candidates if variant != DEV or (a.generation, a.billions) in loras]
     passed = {a.name: f"is the {a.variant} model" for a in candidates if a.variant != variant}
     passed |= {a.name: "is a generation that is not supported" for a in candidates if not _supported(a)}
+    passed |= {a.name: f"is {_GGUF}" for a in candidates if not a.readable}
     fitting = [a for a in candidates if a.name not in passed]
     if not fitting:
         instead = "".join(f"; {name} {why}" for name, why in list(passed.items())[:3])
@@ -218,7 +221,7 @@ def _companions(checkpoint: Artifact, recipe: str) -> list[tuple[Role, Callable[
 
 
 def _supported(artifact: Artifact) -> bool:
-    return artifact.generation in SUPPORTED_GENERATIONS
+    return artifact.readable and artifact.generation in SUPPORTED_GENERATIONS
 
 
 def _best(candidates: list[Artifact]) -> tuple[Artifact, dict[str, str]]:
@@ -232,6 +235,8 @@ def _why_worse(artifact: Artifact, best: Artifact) -> str:
 
 
 def _mismatch(artifact: Artifact, checkpoint: Artifact) -> str:
+    if not artifact.readable:
+        return f"is {_GGUF}"
     if artifact.generation and artifact.generation != checkpoint.generation:
         return f"is of LTX-{artifact.generation_text}"
     if artifact.role is Role.UPSAMPLER:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError
+from ..kernels.quantise import FP8, quantise_into
 from ..models.counts import Count
 from ..models.meta_device import OnMeta
-from ..models.scaled_linear import FP8, quantise_into, scale_layers
+from ..models.scaled_linear import scale_layers
 from ..models.scaled_weights import FP8_NAME, dequantised
+from ..models.weights_file import WeightsFile
 from ..types import Component
-from .checkpoint import SafetensorsFile
 from .keymaps import stored_name
 from .listing import some
 from .lora import linear_layers
@@ -36,7 +37,7 @@ ChooseScaled = Callable[[Layers, Collection[str]], Collection[str]]
 class Piece:
     """What one file contributes: name in the module -> name in the file."""
 
-    file: SafetensorsFile
+    file: WeightsFile
     names: Mapping[str, str]
 
     def without_scales(self) -> Piece:
@@ -75,7 +76,6 @@ class ComponentSource:
         pieces: Sequence[Piece],
         create: Callable[[], nn.Module],
         choose_scaled: ChooseScaled | None = None,
-        counts: Sequence[Count] = (),
     ) -> tuple[ComponentSource, Layers]:
         """Compares names and shapes in the files with the module's, and returns its linear layers too.
 
@@ -83,7 +83,6 @@ class ComponentSource:
 
         Args:
             choose_scaled: None keeps no weight in fp8.
-            counts: of parts of the module, as the description states them.
 
         Raises:
             CheckpointError: names are missing or unknown, shapes differ, or weights are quantised in a way that cannot
@@ -93,7 +92,6 @@ class ComponentSource:
         for piece in pieces:
             piece.file.require_plain(key for name, key in piece.names.items() if not piece.is_fp8(name))
         found = {name: piece.file.tensors[key].shape for piece in pieces for name, key in piece.names.items()}
-        _check_counts(component, pieces, counts, found)
         module = _described(component, pieces, create, most=len(found) + len(found) // 2 + _SPARE)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         if found != shapes:
@@ -223,9 +221,13 @@ def _described(component: Component, pieces: Sequence[Piece], create: Callable[[
         raise _not_as_described(component, pieces, "the description asks for tensors of impossible sizes") from error
 
 
-def _check_counts(
-    component: Component, pieces: Sequence[Piece], counts: Sequence[Count], found: Collection[str]
-) -> None:
+def check_counts(component: Component, pieces: Sequence[Piece], counts: Sequence[Count]) -> None:
+    """Compares how often parts of a module are described with how often they are in the files; makes no module.
+
+    Raises:
+        CheckpointError: a part is there more often, or less.
+    """
+    found = [name for piece in pieces for name in piece.names]
     for count in counts:
         there = count.found_in(found)
         if there != count.value + count.more:
@@ -240,7 +242,7 @@ def _not_as_described(component: Component, pieces: Sequence[Piece], problems: s
     return first.error(f"does not hold the {what} it describes: {problems}", _FIX)
 
 
-def _scales(file: SafetensorsFile, keys: Sequence[str]) -> dict[str, Tensor]:
+def _scales(file: WeightsFile, keys: Sequence[str]) -> dict[str, Tensor]:
     """Of fp8 tensors by name in the file, float32 on the host; of those without any it is 1."""
     names = {key: file.scaled.scales[key] for key in keys if key in file.scaled.scales}
     read = file.read(names.values(), dtype=torch.float32)

@@ -24,8 +24,8 @@ from ..models.video_vae.config import VideoVAEConfig
 from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import VocoderConfig, build_vocoder
+from ..models.weights_file import WeightsFile
 from ..types import Component
-from .checkpoint import SafetensorsFile
 from .component_source import Piece
 from .keymaps import component_keys
 from .synthetic_configs import Variant, full_size_config
@@ -50,7 +50,7 @@ _CREATE: Mapping[Component, Callable[[Mapping[str, Any]], nn.Module]] = {
     Component.VOCODER: lambda config: build_vocoder(VocoderConfig.from_metadata(config)),
 }
 _PROJECTION = "text_embedding_projection."
-# Of the official files, without the projections (fact sheet 1.2 and 10)
+# Of the official files, without the projections (docs/model.md 1.2 and 10)
 _TENSORS: Mapping[Variant, Mapping[Component, int]] = {
     "2.3": {
         Component.TRANSFORMER: 4186,
@@ -80,7 +80,7 @@ class Derived(NamedTuple):
     generation: Variant
 
 
-def derived_section(section: str, file: SafetensorsFile) -> Derived | None:
+def derived_section(section: str, file: WeightsFile) -> Derived | None:
     """The released description that fits a file's tensors exactly; None where none does.
 
     The audio autoencoder is the same in both releases, and counts as the newer one's.
@@ -95,7 +95,7 @@ def derived_section(section: str, file: SafetensorsFile) -> Derived | None:
     return None
 
 
-def _stored_shapes(component: Component, file: SafetensorsFile) -> Shapes:
+def _stored_shapes(component: Component, file: WeightsFile) -> Shapes:
     piece = Piece(file, component_keys(component, file.tensors)).without_scales()
     return {name: file.tensors[key].shape for name, key in piece.names.items() if not name.startswith(_PROJECTION)}
 

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from .checkpoint import SafetensorsFile
-from .header import TensorInfo
+from ..files.header import TensorInfo
+from ..files.safetensors_file import SafetensorsFile
 from .keymaps import AUDIO_VAE, DIT, PROJECTION, VIDEO_VAE, VOCODER
 
 

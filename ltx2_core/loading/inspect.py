@@ -12,8 +12,8 @@ from ..models.scaled_weights import FP8_NAME
 from ..models.text.gemma import GemmaSource
 from ..models.transformer.config import TransformerConfig
 from ..models.upsampler import UpsamplerConfig
+from ..models.weights_file import WeightsFile
 from ..plain_text import LONGEST_TEXT, plain
-from .checkpoint import SafetensorsFile
 from .identify import FileKind, Identity, identify
 from .keymaps import COMPONENT_KEYS, component_keys
 from .lora_file import LoRAFile
@@ -121,7 +121,7 @@ def inspect_file(path: Path) -> Inspection:
     path = Path(path)
     if path.is_dir():
         return _inspect_folder(path)
-    file = SafetensorsFile.open(path, "file")
+    file = WeightsFile.open(path, "file")
     identity = identify(file)
     uses: dict[str, list[int]] = {}
     for info in file.tensors.values():
@@ -148,14 +148,14 @@ def _one_line(text: str) -> str:
     return plain(" ".join(text.splitlines()), LONGEST_TEXT)
 
 
-def _components(file: SafetensorsFile, identity: Identity) -> dict[str, int]:
+def _components(file: WeightsFile, identity: Identity) -> dict[str, int]:
     if identity.kind not in _MODEL_KINDS:
         return {}
     counts = {c.value.replace("_", " "): len(component_keys(c, file.tensors)) for c in COMPONENT_KEYS}
     return {name: count for name, count in counts.items() if count}
 
 
-def _describe(file: SafetensorsFile, identity: Identity) -> tuple[str | None, dict[str, Any], str | None]:
+def _describe(file: WeightsFile, identity: Identity) -> tuple[str | None, dict[str, Any], str | None]:
     """Generation, details and problem."""
     try:
         if identity.kind is FileKind.LORA:
@@ -192,7 +192,7 @@ def _lora_details(lora: LoRAFile) -> dict[str, Any]:
     return {**facts, **{name: value for name, value in said.items() if value}}
 
 
-def _fp8_details(file: SafetensorsFile) -> dict[str, Any]:
+def _fp8_details(file: WeightsFile) -> dict[str, Any]:
     """Of a file with fp8 weights: in whose layout they are, and how many layers have them."""
     if file.scaled.layout is None:
         return {}
@@ -200,7 +200,7 @@ def _fp8_details(file: SafetensorsFile) -> dict[str, Any]:
     return {"fp8 layout": file.scaled.layout, "fp8 layers": len(layers)}
 
 
-def _version_generation(file: SafetensorsFile) -> str | None:
+def _version_generation(file: WeightsFile) -> str | None:
     version = file.model_version or ""
     return next((generation for generation in ("2.3", "2.0") if version.startswith(generation)), None)
 

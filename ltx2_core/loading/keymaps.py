@@ -1,4 +1,4 @@
-"""Key names of official, split and community files, as tables (fact sheet 1.2 and 9.3)."""
+"""Key names of official, split and community files, as tables (docs/model.md 1.2 and 9.3)."""
 
 from __future__ import annotations
 

@@ -13,8 +13,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ..kernels.quantise import FP8
+from ..kernels.scaled_merge import merge_rows
 from ..models.meta_device import OnMeta
-from ..models.scaled_linear import FP8, ScaledLinear, merge_into
+from ..models.scaled_linear import ScaledLinear
 from .lora_file import LoRAFile, LoRATarget, LoRAWeights, check_fit
 
 __all__ = [
@@ -148,7 +150,7 @@ def merge(model: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[st
         active = {n: s * layer.lora_alpha[n] / layer.r[n] for n, s in strengths.items() if n in layer.scaling and s}
         changes = [(layer.lora_B[n].weight, layer.lora_A[n].weight, factor) for n, factor in active.items()]
         if weight.dtype is FP8 and changes:
-            merge_into(weight, weights[f"{path}_scale"], changes)
+            merge_rows(weight, weights[f"{path}_scale"], changes)
             continue
         for up, down, factor in changes:
             weight.addmm_(up, down, alpha=factor)

@@ -1,4 +1,4 @@
-"""LoRA files of every known key format, read as targets under official module names (fact sheet 9)."""
+"""LoRA files of every known key format, read as targets under official module names (docs/model.md 9)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files.safetensors_file import PLAIN_DTYPES, SafetensorsFile
 from ..plain_text import plain
-from .checkpoint import PLAIN_DTYPES, SafetensorsFile
 from .identify import other_model
 from .keymaps import diffusers_name
 from .listing import some

@@ -1,6 +1,6 @@
 """What a key of a LoRA file means: which module, which of its tensors, and what part of the model that is.
 
-Every trainer's spelling is brought to the official one first, and only then a module is sorted (fact sheet 9.3): layer
+Every trainer's spelling is brought to the official one first; only then a module is sorted (docs/model.md 9.3): layer
 of the transformer, another part of the model, or unknown.
 """
 

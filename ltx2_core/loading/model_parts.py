@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CheckpointError, ConfigError
+from ..models.weights_file import WeightsFile
 from ..plain_text import plain
 from ..types import Component
-from .checkpoint import SafetensorsFile
 from .component_source import Piece
 from .derived_config import derived_section
 from .identify import FileKind, identify
@@ -44,10 +44,10 @@ class ModelParts:
         checkpoint: the transformer, and everything that no other file brings.
     """
 
-    checkpoint: SafetensorsFile
-    video_vae: SafetensorsFile | None = None
-    audio_vae: SafetensorsFile | None = None
-    text_projection: SafetensorsFile | None = None
+    checkpoint: WeightsFile
+    video_vae: WeightsFile | None = None
+    audio_vae: WeightsFile | None = None
+    text_projection: WeightsFile | None = None
 
     @classmethod
     def open(
@@ -106,12 +106,12 @@ class ModelParts:
             logger.warning("%s", notice)
         return stated | {section: values for section, (values, _) in derived.items()}, notices
 
-    def file_of(self, section: str) -> SafetensorsFile:
+    def file_of(self, section: str) -> WeightsFile:
         """The file that describes a section, for errors about it."""
         home = {"vae": self.video_vae, "audio_vae": self.audio_vae, "vocoder": self.audio_vae}.get(section)
         return home if home is not None and _own_section(section, home) is not None else self.checkpoint
 
-    def _home(self, component: Component) -> SafetensorsFile:
+    def _home(self, component: Component) -> WeightsFile:
         if component in (Component.VIDEO_ENCODER, Component.VIDEO_DECODER):
             return self.video_vae or self.checkpoint
         if component in (Component.AUDIO_ENCODER, Component.AUDIO_DECODER, Component.VOCODER):
@@ -133,7 +133,7 @@ class ModelParts:
             raise self.checkpoint.error(problem, "Give the text projection's file (text-projection) as well.")
         return pieces
 
-    def _stated(self, section: str, home: SafetensorsFile) -> Any:
+    def _stated(self, section: str, home: WeightsFile) -> Any:
         found = _own_section(section, home)
         return found if found is not None else _own_section(section, self.checkpoint)
 
@@ -152,7 +152,7 @@ def naming_file(parts: ModelParts, section: str, read: Callable[[], T]) -> T:
         raise ConfigError(error.key, error.value, f"{error.problem} (in the metadata of {name})", error.fix) from error
 
 
-def _derived(section: str, home: SafetensorsFile) -> tuple[Any, str]:
+def _derived(section: str, home: WeightsFile) -> tuple[Any, str]:
     """The description of a part that no metadata describes, and a sentence that says where it is from."""
     found = derived_section(section, home)
     if found is None:
@@ -166,15 +166,15 @@ def _derived(section: str, home: SafetensorsFile) -> tuple[Any, str]:
     return found.values, plain(notice, _LONGEST_NOTICE)
 
 
-def _own_section(section: str, file: SafetensorsFile) -> Any:
+def _own_section(section: str, file: WeightsFile) -> Any:
     config = file.config or {}
     if section not in config and config.get("_class_name") == _SECTION_CLASSES.get(section, "none"):
         return config
     return config.get(section)
 
 
-def _open(path: Path, setting: str, *kinds: FileKind) -> SafetensorsFile:
-    file = SafetensorsFile.open(path, setting)
+def _open(path: Path, setting: str, *kinds: FileKind) -> WeightsFile:
+    file = WeightsFile.open(path, setting)
     found = identify(file)
     if found.kind not in kinds:
         wanted = " or ".join(kind.value for kind in kinds)

@@ -8,13 +8,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, SettingError
+from ..files.saving import check_path
 from ..limits import checked
 from ..models.audio_vae import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
@@ -30,61 +29,24 @@ from ..models.video_vae.config import VideoVAEConfig
 from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import VocoderConfig, build_vocoder
+from ..models.weights_file import WeightsFile
 from ..plain_text import LONGEST_LINE, plain
 from ..recipes import UNKNOWN
 from ..types import AudioGeometry, Component, Phase, ScaleFactors
 from .artifact_names import is_distilled_lora, variant_of
-from .checkpoint import SafetensorsFile
-from .component_source import ComponentSource, Piece
-from .identify import FileKind, identify
+from .component_source import ComponentSource, Piece, check_counts
 from .lora import LoRAFile, check_fit, inject, set_adapters
-from .model_parts import ModelParts, naming_file
+from .model_files import LoRASource, ModelFiles, Stage
+from .model_parts import naming_file
+from .opened_files import USE_UPSAMPLER, OpenedFiles
 from .precision import AUTO, check_precision, scaled_layers
-from .saving import check_path
 
-__all__ = ["Adapter", "LoRASource", "ModelFiles", "ModelSet"]
+__all__ = ["Adapter", "LoRASource", "ModelFiles", "ModelSet", "Stage"]
 
 logger = logging.getLogger("ltx2.loading")
 
-Stage = Literal["1", "2", "both"]
 DISTILLED = "distilled"  # name of the distilled LoRA's adapter
 _STAGES: Mapping[Phase, Stage] = {Phase.STAGE_1: "1", Phase.STAGE_2: "2"}
-
-
-@dataclass(frozen=True)
-class LoRASource:
-    """A user's LoRA: its file, its strength, and the stages in which it is active."""
-
-    path: Path
-    strength: float = 1.0
-    stage: Stage = "both"
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Which files to load.
-
-    Attributes:
-        checkpoint: the official single file, or one with the transformer alone; then the next ones bring the rest.
-        gemma: folder or single file of the text encoder.
-        upsampler, distilled_lora: what the second stage needs.
-        video_vae, audio_vae, text_projection: parts that come from files of their own; ``audio_vae`` holds the vocoder.
-    """
-
-    checkpoint: Path
-    gemma: Path
-    upsampler: Path | None = None
-    distilled_lora: Path | None = None
-    loras: tuple[LoRASource, ...] = ()
-    video_vae: Path | None = None
-    audio_vae: Path | None = None
-    text_projection: Path | None = None
-
-    def by_role(self) -> dict[str, str]:
-        """Role to path of every file that is given."""
-        paths = {name: value for name, value in vars(self).items() if isinstance(value, Path)}
-        paths |= {f"lora_{number}": lora.path for number, lora in enumerate(self.loras, 1)}
-        return {role: str(path) for role, path in paths.items()}
 
 
 @dataclass(frozen=True)
@@ -148,10 +110,10 @@ class ModelSet:
             ConfigError: a description in the metadata is incomplete or not supported.
             SettingError: a LoRA's strength or stage cannot work, or there is no such precision.
         """
-        _check_names(files)
         _check_loras(files.loras)
         check_precision(precision)
-        parts = ModelParts.open(files.checkpoint, files.video_vae, files.audio_vae, files.text_projection)
+        opened = OpenedFiles.open(files)
+        parts = opened.parts
         pieces = {component: parts.pieces(component) for component in _FROM_PARTS}
         config, described = parts.config()
         transformer = naming_file(parts, "transformer", lambda: TransformerConfig.from_metadata(config))
@@ -180,19 +142,21 @@ class ModelSet:
             Component.AUDIO_ENCODER: audio.encoder_counts,
             Component.AUDIO_DECODER: audio.decoder_counts,
         }
+        for component, stated in counts.items():
+            check_counts(component, pieces[component], stated)
         sources, linear = {}, {}
         for component, create in creators.items():
             sources[component], linear[component] = ComponentSource.checked(
-                component, pieces[component], create, in_fp8.get(component), counts.get(component, ())
+                component, pieces[component], create, in_fp8.get(component)
             )
         layers = linear[Component.TRANSFORMER]
         upsampler, notices = None, tuple[str, ...]()
-        if files.upsampler is not None:
-            upsampler, sources[Component.UPSAMPLER], notices = _open_upsampler(files.upsampler, video, parts.checkpoint)
-        adapters = _open_adapters(files, layers, transformer.generation)
+        if opened.upsampler is not None:
+            upsampler, sources[Component.UPSAMPLER], notices = _upsampler(opened.upsampler, video, parts.checkpoint)
+        adapters = _adapters(opened, files.loras, layers, transformer.generation)
         loras = {adapter.name: adapter.lora for adapter in adapters}
-        gemma = _open_gemma(files.gemma, text)
-        models = (transformer, text, video, audio, vocoder, upsampler, gemma)
+        _check_gemma(opened.gemma, text)
+        models = (transformer, text, video, audio, vocoder, upsampler, opened.gemma)
         said = (*described, *notices)
         return cls(files, dtype, *models, adapters, sources, layers, loras, said, _variant(parts.checkpoint))
 
@@ -205,7 +169,7 @@ class ModelSet:
         """
         _check_loras((source,))
         check_path("lora", source.path)
-        adapter = _open_adapter(source, self.layers, self.generation)
+        adapter = _adapter(source, LoRAFile.open(source.path, "lora"), self.layers, self.generation)
         self.loras[adapter.name] = adapter.lora
         files = replace(self.files, loras=(*self.files.loras, source))
         return replace(self, files=files, adapters=(*self.adapters, adapter))
@@ -356,12 +320,7 @@ _FROM_PARTS = (
 )
 
 
-def _check_names(files: ModelFiles) -> None:
-    for role, path in files.by_role().items():
-        check_path("lora" if role.startswith("lora_") else role.replace("_", "-"), path)
-
-
-def _variant(checkpoint: SafetensorsFile) -> str:
+def _variant(checkpoint: WeightsFile) -> str:
     """Told from the file's name, else from that of the file which it links to, else from a title in its metadata."""
     texts = [checkpoint.path.name, checkpoint.path.resolve().name]
     texts += [checkpoint.metadata.get(key, "") for key in _TITLES]
@@ -412,20 +371,15 @@ def _check_text(transformer: TransformerConfig, text: TextConfig) -> None:
             raise ConfigError(key, connector.heads, problem, "Use an official LTX-2.3 file.")
 
 
-def _open_upsampler(
-    path: Path, video: VideoVAEConfig, checkpoint: SafetensorsFile
+def _upsampler(
+    file: WeightsFile, video: VideoVAEConfig, checkpoint: WeightsFile
 ) -> tuple[UpsamplerConfig, ComponentSource, tuple[str, ...]]:
-    file = SafetensorsFile.open(path, "upsampler")
-    found = identify(file)
-    fix = "Use the spatial x2 upsampler of the checkpoint's release, such as ltx-2.3-spatial-upscaler-x2-1.1."
-    if found.kind is not FileKind.UPSAMPLER:
-        raise file.error(f"is no latent upsampler ({found})", fix)
     config = UpsamplerConfig.from_metadata(file.config, {name: info.shape for name, info in file.tensors.items()})
     if (config.temporal_factor, config.spatial_factor) != (1, 2):
-        raise file.error(f"is an upsampler of another kind ({config.kind.value})", fix)
+        raise file.error(f"is an upsampler of another kind ({config.kind.value})", USE_UPSAMPLER)
     if config.latent_channels != video.latent_channels:
         problem = f"is made for latents of {config.latent_channels} channels; the video VAE has {video.latent_channels}"
-        raise file.error(problem, fix)
+        raise file.error(problem, USE_UPSAMPLER)
     versions = [v[:3] for v in (file.model_version, checkpoint.model_version) if v]
     notices = tuple[str, ...]()
     if len(set(versions)) > 1:
@@ -437,23 +391,24 @@ def _open_upsampler(
     return config, source, notices
 
 
-def _open_adapters(files: ModelFiles, layers: Mapping[str, tuple[int, int]], generation: str) -> tuple[Adapter, ...]:
-    adapters = []
-    if files.distilled_lora is not None:
-        lora = LoRAFile.open(files.distilled_lora, "distilled-lora")
-        adapters.append(Adapter(DISTILLED, lora, None, check_fit(lora, layers, generation)))
-    return (*adapters, *(_open_adapter(source, layers, generation) for source in files.loras))
+def _adapters(
+    opened: OpenedFiles, sources: tuple[LoRASource, ...], layers: Mapping[str, tuple[int, int]], generation: str
+) -> tuple[Adapter, ...]:
+    users = tuple(_adapter(*pair, layers, generation) for pair in zip(sources, opened.loras, strict=True))
+    lora = opened.distilled_lora
+    if lora is None:
+        return users
+    return (Adapter(DISTILLED, lora, None, check_fit(lora, layers, generation)), *users)
 
 
-def _open_adapter(source: LoRASource, layers: Mapping[str, tuple[int, int]], generation: str) -> Adapter:
-    lora = LoRAFile.open(source.path, "lora")
+def _adapter(source: LoRASource, lora: LoRAFile, layers: Mapping[str, tuple[int, int]], generation: str) -> Adapter:
     notices = check_fit(lora, layers, generation)
     identity = f"{source.path.resolve()} {' '.join(map(str, lora.file.stamp))}"
     return Adapter(f"lora_{sha256(os.fsencode(identity)).hexdigest()[:16]}", lora, source, notices)
 
 
-def _open_gemma(path: Path, text: TextConfig) -> GemmaSource:
-    gemma = GemmaSource.open(path, "gemma")
+def _check_gemma(gemma: GemmaSource, text: TextConfig) -> None:
+    """The text projection is made for one size of the text encoder."""
     fix = "Use the text encoder of the release: Gemma 3 12B for the official files."
     for what, value, expected in (
         ("a hidden size", gemma.hidden_size, text.text_width),
@@ -461,5 +416,4 @@ def _open_gemma(path: Path, text: TextConfig) -> GemmaSource:
     ):
         if value != expected:
             problem = f"has {what} of {value}; the checkpoint's text projection is made for {expected}"
-            raise CheckpointError("gemma", path, problem, fix)
-    return gemma
+            raise CheckpointError("gemma", gemma.path, problem, fix)

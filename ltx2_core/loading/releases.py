@@ -1,4 +1,4 @@
-"""Where the released files come from: repository, size and licence of each, as data (fact sheet 1.1 and 1.4).
+"""Where the released files come from: repository, size and licence of each, as data (docs/model.md 1.1 and 1.4).
 
 Sizes are for people who decide whether to download; what the Hub says when it is asked is exact.
 """

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files.saving import save_tensors
+from ..kernels.quantise import FP8, FP8_MAX
 from ..models.audio_vae.config import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
 from ..models.meta_device import OnMeta
-from ..models.scaled_linear import FP8, FP8_MAX
 from ..models.text.config import TextConfig
 from ..models.text.connector import TextConnector
 from ..models.transformer.config import TransformerConfig
@@ -27,7 +28,6 @@ from ..models.video_vae.encoder import VideoEncoder
 from ..models.vocoder import BandwidthExtendedVocoder, VocoderConfig, build_vocoder
 from ..types import DTYPES
 from ..whole_file import staged
-from .saving import save_tensors
 from .synthetic_configs import (
     JSON,
     MODEL_VERSION,
@@ -129,7 +129,7 @@ def write_tiny(
         config: what the checkpoint describes; None: :func:`tiny_config`.
         upsampler_config: what the upsampler describes; None: :func:`tiny_upsampler_config`.
         gemma_layers, gemma_heads: of the text encoder; it is as wide as the checkpoint's ``caption_channels``.
-        fp8: the checkpoint is in the layout of the official fp8 files (fact sheet 1.4), under their name.
+        fp8: the checkpoint is in the layout of the official fp8 files (docs/model.md 1.4), under their name.
     """
     config, upsampler_config = config or tiny_config(variant), upsampler_config or tiny_upsampler_config(variant)
     with staged(Path(folder)) as stage:
@@ -298,7 +298,7 @@ def _lora(transformer: nn.Module, effect: float, generator: torch.Generator) -> 
 
 
 def _official_state_dict(parts: _Parts) -> dict[str, Tensor]:
-    """All tensors under the names of the single file (fact sheet 1.2)."""
+    """All tensors under the names of the single file (docs/model.md 1.2)."""
     tensors = {
         _official_key(_PREFIXES[part], key): tensor
         for part, module in vars(parts).items()

@@ -1,4 +1,4 @@
-"""The model descriptions that official files carry in their metadata (fact sheet 1.3), and the same ones shrunk.
+"""The model descriptions that official files carry in their metadata (docs/model.md 1.3), and the same ones shrunk.
 
 Everything here is data: JSON objects as they stand under the metadata key ``config``. A shrunk description keeps every
 key, feature switch and block type of the released one and changes sizes only.
@@ -250,7 +250,7 @@ _UPSAMPLER: JSON = {
 }
 
 # Sizes of the tiny models. Heads keep the 2:1 width ratio of the streams. The audio latent is 2 channels x 16 bins, and
-# the audio VAE's first width is the same 32, since official code sizes the statistics by that width (fact sheet 7.2).
+# the audio VAE's first width is the same 32, as official code sizes the statistics by that width (docs/model.md 7.2).
 _TINY_TRANSFORMER: JSON = {
     "num_attention_heads": 4,
     "attention_head_dim": 32,

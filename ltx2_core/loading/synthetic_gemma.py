@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .saving import save_tensors
+from ..files.saving import save_tensors
 from .synthetic_sentencepiece import sentencepiece_model
 
 __all__ = ["TINY_HEADS", "GemmaHeads", "write_single_file", "write_tiny_gemma"]
@@ -61,7 +61,7 @@ def write_tiny_gemma(
     """Writes a Gemma 3 that loads like the released one: its configuration, two weight shards and a tokenizer.
 
     Every second layer is global, the others have a sliding window. The weights are bfloat16 and the activations stay
-    O(1) (fact sheet 11.3); the tokenizer needs no network and falls back to bytes for any UTF-8 text.
+    O(1) (docs/model.md 11.2); the tokenizer needs no network and falls back to bytes for any UTF-8 text.
 
     Args:
         folder: created when missing; files of the same names are replaced.

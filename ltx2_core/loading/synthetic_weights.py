@@ -1,4 +1,4 @@
-"""Random weights under which every part of a model has an effect and no activation explodes (fact sheet 11.3)."""
+"""Random weights under which every part of a model has an effect and no activation explodes (docs/model.md 11.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conditioning images: put through H.264 as the training frames were, and fitted to the clip (fact sheet 4.6)."""
+"""Conditioning images: put through H.264 as the training frames were, and fitted to the clip (docs/model.md 4.6)."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ class ConfigReader:
             raise self.error(key, f"is not supported (supported: {', '.join(known)})")
         return value
 
-    def ints(self, key: builtins.str, default: Any = _REQUIRED) -> tuple[builtins.int, ...]:
-        value = self.raw(key, default)
+    def ints(self, key: builtins.str) -> tuple[builtins.int, ...]:
+        value = self.raw(key)
         ok = isinstance(value, Sequence) and not isinstance(value, str)
         if not ok or not all(_is_whole(v) for v in value):
             raise self.error(key, "must be a list of whole numbers")

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..kernels.availability import has_fp8_matmul
-from ..kernels.quantise import FP8, FP8_MAX, Quantised, quantise_rows
-from ..kernels.scaled_merge import Change, can_merge, merge_rows
+from ..kernels.quantise import FP8, Quantised, quantise_rows
 from .scaled_weights import dequantised
-
-__all__ = ["FP8", "FP8_MAX", "ScaledLinear", "merge_into", "quantise_into", "scale_layers"]
 
 # Of both sizes, in the fp8 product of NVIDIA GPUs
 MULTIPLE = 16
 # cuBLAS (13.0) has no product of few rows for the widest inputs: not of 2 to 16 rows of 16,384 numbers, but of 252
 WIDE, LEAST_ROWS_OF_WIDE = 16_384, 256
-# Numbers that are in float32 at a time: 32 MB, and some copies of them, beside weights that fill the GPU
-_PART = 2**23
-# On the host: what stays in a processor's caches. Two cores quantise 2.5 GB/s in such parts and 0.3 in larger ones
-_CPU_PART = 2**20
 
 
 class ScaledLinear(nn.Linear):
@@ -113,46 +106,3 @@ def scale_layers(module: nn.Module, paths: Iterable[str], full_precision: Iterab
         if not isinstance(layer, nn.Linear):
             raise TypeError(f"{path} is no linear layer")
         setattr(module.get_submodule(parent), name, ScaledLinear(layer, path in exact))
-
-
-def quantise_into(weight: Tensor | None, scale: Tensor | None, rows: Tensor) -> None:
-    """Writes numbers as fp8 weights with a scale for each row, in place and part by part.
-
-    Args:
-        weight: (out, in) float8_e4m3fn; None leaves it out.
-        scale: (out,) float32; None leaves it out.
-        rows: (out, in) of any floating-point dtype.
-    """
-    for part in _row_parts(rows):
-        values, scales = quantise_rows(rows[part])
-        if weight is not None:
-            weight[part] = values
-        if scale is not None:
-            scale[part] = scales[:, 0].to(scale.device)
-
-
-def merge_into(weight: Tensor, scale: Tensor, changes: Sequence[Change]) -> None:
-    """Adds ``factor * up @ down`` to what an fp8 weight stands for, and quantises it anew, in place.
-
-    A product is rounded to the matrices' dtype before it is added in float32: next to fp8's steps that is nothing, and
-    in float32 it would take ten times as long.
-
-    Args:
-        weight: (out, in) float8_e4m3fn.
-        scale: (out,) float32.
-        changes: up (out, rank), down (rank, in) and factor of each.
-    """
-    if can_merge(weight, scale):
-        merge_rows(weight, scale, changes)
-        return
-    for part in _row_parts(weight):
-        rows = weight[part].float() * scale[part, None]
-        for up, down, factor in changes:
-            rows.add_(up[part] @ down, alpha=factor)
-        quantise_into(weight[part], scale[part], rows)
-
-
-def _row_parts(weight: Tensor) -> Iterator[slice]:
-    """Slices of a weight's rows, each of a size that may be in float32 beside it."""
-    count = max(1, (_PART if weight.is_cuda else _CPU_PART) // weight.shape[1])
-    return (slice(begin, begin + count) for begin in range(0, len(weight), count))

@@ -1,6 +1,6 @@
 """Which tensors of a safetensors file are fp8 weights, and what scales them: official and ComfyUI's layouts.
 
-Told from dtypes, scales and markers alone (fact sheet 1.4): which layers are in fp8 differs from file to file.
+Told from dtypes, scales and markers alone (docs/model.md 1.4): which layers are in fp8 differs from file to file.
 """
 
 from __future__ import annotations

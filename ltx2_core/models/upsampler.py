@@ -1,8 +1,8 @@
-"""Latent upsampler: a video latent of more height and width, or of more frames (fact sheet 7.5)."""
+"""Latent upsampler: a video latent of more height and width, or of more frames (docs/model.md 7.5)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..kernels.availability import fused
-from ..kernels.order import in_order
+from ..kernels.convolution import in_order, unbiased
+from ..kernels.groups import normalised
+from ..kernels.layout import Stride, unfold
 from .config_reader import ConfigReader
-from .video_vae.layout import Stride, unfold
 
 NORM_GROUPS = 32
 BLUR_TAPS = 5
@@ -160,14 +160,7 @@ def _find_kind(shapes: Mapping[str, tuple[int, ...]], channels: int) -> Upsample
 
 def _activated(conv: nn.Conv3d, norm: nn.GroupNorm, x: Tensor, skip: Tensor | None = None) -> Tensor:
     """SiLU(norm(conv(x)) + skip), in channels-last order where kernels are fused."""
-    if fused(x):
-        from ..kernels.groups_triton import normalised
-
-        assert conv.bias is not None
-        out = F.conv3d(x, in_order(conv.weight), None, padding=conv.padding)
-        return normalised(out, conv.bias, norm.num_groups, norm.weight, norm.bias, norm.eps, skip)
-    out = norm(conv(x))
-    return F.silu(out if skip is None else out + skip)
+    return normalised(*unbiased(conv, x), norm.num_groups, norm.weight, norm.bias, norm.eps, skip)
 
 
 class ResBlock(nn.Module):
@@ -227,7 +220,7 @@ class RationalUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.blur_down.stride == 1:
             return _unfolded(self.conv, x, self.shuffle, dropped=0)
-        return _per_frame(self._resample, x)
+        return _clips(self._resample(_frames(x)), len(x))
 
     def _resample(self, frames: Tensor) -> Tensor:
         out: Tensor = self.blur_down(F.pixel_shuffle(self.conv(frames), self.shuffle[1]))
@@ -236,20 +229,22 @@ class RationalUpsample(nn.Module):
 
 def _unfolded(conv: nn.Module, x: Tensor, shuffle: Stride, dropped: int) -> Tensor:
     """A convolution of (B, C, F, H, W), or of its frames, unfolded from channels, without the first frames."""
-    assert isinstance(conv, (nn.Conv2d, nn.Conv3d))
-    kernels = fused(x)
-    weight, bias = (in_order(conv.weight), None) if kernels else (conv.weight, conv.bias)
     if isinstance(conv, nn.Conv3d):
-        out = F.conv3d(x, weight, bias, padding=conv.padding)
+        out, bias = unbiased(conv, x)
     else:
-        out = _per_frame(lambda frames: F.conv2d(frames, weight, bias, padding=conv.padding), x)
-    return unfold(out, conv.bias if kernels else None, shuffle, dropped)
+        frames, bias = unbiased(conv, _frames(x))
+        out = _clips(frames, len(x))
+    return unfold(out, bias, shuffle, dropped)
 
 
-def _per_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Applies a layer for pictures to every frame of (B, C, F, H, W)."""
-    frames = layer(x.transpose(1, 2).flatten(0, 1))
-    return frames.view(x.shape[0], x.shape[2], *frames.shape[1:]).transpose(1, 2)
+def _frames(x: Tensor) -> Tensor:
+    """(B, C, F, H, W) to pictures (B * F, C, H, W)."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _clips(frames: Tensor, batch: int) -> Tensor:
+    """The inverse of :func:`_frames`."""
+    return frames.view(batch, len(frames) // batch, *frames.shape[1:]).transpose(1, 2)
 
 
 class LatentUpsampler(nn.Module):

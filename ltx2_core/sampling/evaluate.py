@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..protocols import Velocities
 from ..types import CrossTimestepRule, Guidance, PromptContext, StreamGuidance, StreamInput, StreamRope
 from .guidance import Pass, clean_estimate, combine, needs_negative, skips
 from .passes import Call, Role, plan_calls
@@ -25,7 +25,7 @@ class GuidedModel:
     estimate of a stream that skips steps.
 
     Args:
-        transformer: the DiT, called as ``(video, audio, items, cross_rule)``, returning velocities.
+        transformer: the DiT, or what replays its calls.
         positive, negative: text embeddings; ``negative`` may be None when no stream uses cfg.
         video_rope, audio_rope: from ``transformer.stream_rope``.
         float32_guidance: see :func:`combine`.
@@ -35,7 +35,7 @@ class GuidedModel:
 
     def __init__(
         self,
-        transformer: Any,
+        transformer: Velocities,
         positive: PromptContext,
         negative: PromptContext | None,
         guidance: Guidance,

@@ -1,4 +1,4 @@
-"""Gradient-estimation sampling (fact sheet 5.3): Euler steps along a velocity that is corrected by the one before.
+"""Gradient-estimation sampling (docs/model.md 5.3): Euler steps along a velocity that is corrected by the one before.
 
 After Permenter and Yuan, "Interpreting and improving diffusion models from an optimization perspective" (2024).
 """

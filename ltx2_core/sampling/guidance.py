@@ -1,4 +1,4 @@
-"""Multi-modal guidance: what it compares, and how the estimates combine (fact sheet 6)."""
+"""Multi-modal guidance: what it compares, and how the estimates combine (docs/model.md 6)."""
 
 from __future__ import annotations
 

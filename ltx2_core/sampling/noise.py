@@ -1,4 +1,4 @@
-"""Initial noise in the official layout, dtype, order and generator (fact sheet 4.2, 4.5)."""
+"""Initial noise in the official layout, dtype, order and generator (docs/model.md 4.2, 4.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which evaluations of the DiT a step needs, and how they run (fact sheet 6).
+"""Which evaluations of the DiT a step needs, and how they run (docs/model.md 6).
 
 Every pass evaluates both streams, in the order conditional, unconditional, perturbed, isolated. What changes no number
 beyond rounding is left out:

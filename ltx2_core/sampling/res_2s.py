@@ -1,4 +1,4 @@
-"""The HQ recipe's sampler: a second-order exponential integrator with noise injection (fact sheet 5.4).
+"""The HQ recipe's sampler: a second-order exponential integrator with noise injection (docs/model.md 5.4).
 
 States are float64 between evaluations and take the model's dtype only to be evaluated. All coefficients are Python
 floats, and whether a step is the last one is an argument, so no step waits for the device.

@@ -1,4 +1,4 @@
-"""Noise schedules: sequences of sigma from 1 down to 0 (fact sheet 5.1)."""
+"""Noise schedules: sequences of sigma from 1 down to 0 (docs/model.md 5.1)."""
 
 from __future__ import annotations
 

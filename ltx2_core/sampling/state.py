@@ -69,7 +69,7 @@ class StreamState:
         return self._per_token(self.mask_values[None])[..., None].expand(-1, self.latent.shape[1], -1)
 
     def with_replaced(self, tokens: Tensor, strength: float, start: int = 0, overwrite: bool = False) -> StreamState:
-        """Conditions the tokens from ``start`` on: ``clean`` is set there, the mask is 1 - strength (fact sheet 4.3).
+        """Conditions the tokens from ``start`` on: ``clean`` is set, the mask is 1 - strength (docs/model.md 4.3).
 
         ``overwrite`` also replaces the latent, as revisions before the newest do.
         """
@@ -84,7 +84,7 @@ class StreamState:
         return replace(self, latent=latent, clean=clean, mask_values=mask_values, token_values=values, uniform=False)
 
     def with_appended(self, tokens: Tensor, strength: float, positions: Tensor, overwrite: bool = False) -> StreamState:
-        """Appends conditioning tokens (keyframes) at the end of the sequence (fact sheet 4.4).
+        """Appends conditioning tokens (keyframes) at the end of the sequence (docs/model.md 4.4).
 
         The official code holds the mask of appended tokens in the model's dtype, which rounds 1 - strength.
         """

@@ -18,7 +18,7 @@ def velocity(latent: Tensor, x0: Tensor, sigma: float) -> Tensor:
 
 
 def euler_step(latent: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """One Euler step of the flow ODE (fact sheet 5.2).
+    """One Euler step of the flow ODE (docs/model.md 5.2).
 
     Args:
         latent, x0: (1, T, C).

@@ -31,7 +31,7 @@ class EncodedImage:
 def encode_images(
     models: Models, residency: Residency, request: GenerationRequest, size: VideoSize
 ) -> list[EncodedImage]:
-    """Encodes every image at ``size``: CRF round trip, cover and centre crop, video encoder (fact sheet 4.6)."""
+    """Encodes every image at ``size``: CRF round trip, cover and centre crop, video encoder (docs/model.md 4.6)."""
     if not request.images:
         return []
     encoded = []
@@ -67,7 +67,7 @@ def apply_images(
 def encode_sound(
     models: Models, residency: Residency, clip: AudioClip, shape: AudioLatentShape, seconds: float
 ) -> Tensor:
-    """The sound as a normalised audio latent of ``shape`` (fact sheet 4.7).
+    """The sound as a normalised audio latent of ``shape`` (docs/model.md 4.7).
 
     It is cut at the clip's end before anything else, as in official code: the last frame's spectrum sees it mirrored
     there, and neither what follows nor silence. A shorter one is followed by silence up to the clip's end.

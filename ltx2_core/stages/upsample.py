@@ -9,7 +9,7 @@ from .causes import of_files, of_input
 
 
 def upsample(models: Models, residency: Residency, latents: LatentPair, progress: Progress) -> LatentPair:
-    """Doubles height and width of the video latent; the audio passes through (fact sheet 7.5).
+    """Doubles height and width of the video latent; the audio passes through (docs/model.md 7.5).
 
     The network works on un-normalised latents, with the video VAE's statistics.
     """

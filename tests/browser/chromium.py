@@ -121,7 +121,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The JSON value of an expression, or of the promise that it gives."""
-        result = self.send("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        # Kept by a name of the page: the browser collects a promise that only we wait for
+        kept = f"globalThis.awaited = ({script})"
+        result = self.send("Runtime.evaluate", expression=kept, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in result:
             thrown = result["exceptionDetails"]
             raise BrowserError(thrown.get("exception", {}).get("description", thrown["text"]))

@@ -1,4 +1,4 @@
-"""Holds the import directions of the design: an AST walk over the package, and imports in fresh processes."""
+"""Holds the import directions between the layers: an AST walk over the package, and imports in fresh processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,19 +16,24 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "ltx2_two_stage"
 CODE_FOLDERS = ("nodes", "terminal", "ltx2_core", "device_manager")
 
+# Only the kernels' contracts dispatch to it, and it has their value types from them.
+TRITON = "ltx2_core.kernels.triton"
+
 # Layer -> layers it may import besides itself and CONTRACTS. A module belongs to the longest prefix that matches it.
 ALLOWED: dict[str, set[str]] = {
     "ltx2_core": set(),
-    "ltx2_core.kernels": set(),
-    "ltx2_core.models": {"ltx2_core.kernels"},
+    "ltx2_core.files": set(),
+    "ltx2_core.kernels": {TRITON},
+    TRITON: {"ltx2_core.kernels"},
+    "ltx2_core.models": {"ltx2_core.kernels", "ltx2_core.files"},
     "ltx2_core.sampling": set(),
     "ltx2_core.media": set(),
-    "ltx2_core.loading": {"ltx2_core.models"},
+    "ltx2_core.loading": {"ltx2_core.models", "ltx2_core.kernels", "ltx2_core.files"},
     "ltx2_core.stages": {"ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "ltx2_core.pipeline": {"ltx2_core.stages", "ltx2_core.sampling", "ltx2_core.models", "ltx2_core.media"},
     "device_manager": set(),
     "assembly": {"ltx2_core.loading", "device_manager"},
-    "terminal": {"ltx2_core.loading", "ltx2_core.media", "device_manager"},
+    "terminal": {"ltx2_core.files", "ltx2_core.loading", "ltx2_core.media", "device_manager"},
     "nodes": {"ltx2_core", "device_manager", "assembly"},
     "cli": {"ltx2_core", "device_manager", "assembly", "terminal"},
     "__main__": {"cli"},
@@ -66,9 +72,12 @@ def code_files() -> list[Path]:
     return sorted([*ROOT.glob("*.py"), *nested])
 
 
+parsed = lru_cache(maxsize=None)(ast.parse)
+
+
 def imports_of(source: str, package: Sequence[str]) -> Iterator[tuple[str, bool]]:
     """Every imported name as (dotted name, is inside the package); relative names start at the package's root."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, False) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -104,10 +113,72 @@ def test_imports_follow_the_arrows(path: Path) -> None:
             continue
         target = layer_of(name)
         allowed = {layer} | ALLOWED[layer]
-        # nodes and cli are the composition roots: they may see every part of the engine.
+        # nodes and cli are the composition roots: they may see every part of the engine that has a contract.
         if layer in {"nodes", "cli"}:
-            allowed |= {other for other in ALLOWED if other.startswith("ltx2_core")}
+            allowed |= {other for other in ALLOWED if other.startswith("ltx2_core") and other != TRITON}
         assert target in allowed, f"{where}: {layer or 'the root'} may not import {target}"
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports, inside functions and for type checking too."""
+    paths = [*code_files(), *(ROOT / "benchmarks").rglob("*.py")]
+    sources = {module_name(path): path for path in paths}
+    return {
+        module: {
+            name
+            for name, inside in imports_of(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parent.parts)
+            if inside and name in sources
+        }
+        for module, path in sources.items()
+    }
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """A way from a module back to itself, or nothing."""
+    cleared: set[str] = set()
+
+    def search(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module not in cleared:
+            for target in sorted(graph[module]):
+                if found := search(target, [*way, module]):
+                    return found
+        cleared.add(module)
+        return []
+
+    return next((found for module in graph if (found := search(module, []))), [])
+
+
+def test_no_imports_form_a_circle() -> None:
+    graph = import_graph()
+    assert graph["ltx2_core.kernels.frames"] >= {"ltx2_core.kernels.availability", f"{TRITON}.frames"}
+    assert not circle_in(graph)
+
+
+@pytest.mark.parametrize(
+    ("graph", "circle"),
+    [
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"a"}}, ["a", "a"]),
+        ({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}, ["b", "d", "b"]),
+    ],
+    ids=["two ways to one module", "itself", "behind the first module"],
+)
+def test_circles_are_found(graph: dict[str, set[str]], circle: list[str]) -> None:
+    assert circle_in(graph) == circle
+
+
+def test_only_contracts_choose_between_kernels() -> None:
+    """Elsewhere a contract is called, fused or not. CUDA graphs do not compute: they pay where kernels are fused."""
+    asking = {
+        module_name(path)
+        for path in code_files()
+        for node in ast.walk(parsed(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and "fused" in {alias.name for alias in node.names}
+    }
+    outside = {module for module in asking if not module.startswith("ltx2_core.kernels.")}
+    assert outside == {"ltx2_core.models.transformer.graphs"}
 
 
 def run_isolated(code: str) -> None:

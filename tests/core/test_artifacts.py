@@ -210,6 +210,26 @@ CASES: dict[str, tuple[Sequence[str], str, dict[str, str]]] = {
         "one-stage",
         {"checkpoint": DEV_23, "gemma": "gemma-3-12b-it"},
     ),
+    "files in any case of both endings": (
+        ("ltx-2.3-22b-dev.SFT", "gemma_3_12B_it.sft", X2_23.replace(".safetensors", ".Sft")),
+        "two-stage",
+        {
+            "checkpoint": "ltx-2.3-22b-dev.SFT",
+            "gemma": "gemma_3_12B_it.sft",
+            "upsampler": X2_23.replace(".safetensors", ".Sft"),
+        },
+    ),
+    "GGUF files are never taken, whatever they are": (
+        (
+            "ltx-2.3-22b-distilled-1.1-Q4_K_M.gguf",
+            "gemma-3-12b-it-UD-Q4_K_XL.gguf",
+            "ltx-2.3-spatial-upscaler-x2-1.1.gguf",
+            DEV_23,
+            LORA_23,
+        ),
+        "distilled",
+        {"checkpoint": DEV_23, "distilled_lora": LORA_23},
+    ),
     "other LoRAs and upsamplers are not taken for these": (
         (
             DEV_23,
@@ -249,6 +269,9 @@ def test_every_choice_is_explained_and_logged(caplog: pytest.LogCaptureFixture) 
 
 
 def test_what_is_there_instead_of_a_companion_is_said() -> None:
+    gguf = "gemma-3-12b-it-Q4_K_M.gguf"
+    said = select((DEV_23, gguf), "one-stage").absent[Role.GEMMA]
+    assert said == f"no Gemma 3 12B text encoder; there is {gguf} (a GGUF file, which is not read)"
     absent = select((DEV_23, X2_20), "two-stage").absent
     assert absent[Role.UPSAMPLER] == f"no spatial x2 upsampler of LTX-2.3; there is {X2_20}"
 
@@ -259,6 +282,7 @@ def test_what_is_there_instead_of_a_companion_is_said() -> None:
         ((), "two-stage", "holds no dev checkpoint"),
         (("ltx-2.3-22b-distilled.safetensors",), "two-stage", "is the distilled model"),
         ((DEV_23,), "distilled", "holds no distilled checkpoint"),
+        (("ltx-2.3-22b-dev-Q4_K_M.gguf",), "hq", r"ltx-2\.3-22b-dev-Q4_K_M\.gguf is a GGUF file, which is not read"),
         (("ltx-2.4-24b-dev.safetensors",), "hq", "a generation that is not supported"),
         (("ltx-video-2b-v0.9.5.safetensors", "wan2.1_t2v.safetensors"), "two-stage", "holds no dev checkpoint"),
     ],

@@ -338,7 +338,7 @@ def test_latents_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ltx2_two_stage.ltx2_core.loading.saving.save_file", full_disk)
+    monkeypatch.setattr("ltx2_two_stage.ltx2_core.files.saving.save_file", full_disk)
     with pytest.raises(OutputError, match="No space left"):
         results.write_latents(path, tensors)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from ltx2_two_stage import cli
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.component_source import ComponentSource
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from ltx2_two_stage.ltx2_core.media.mp4 import Mp4Writer

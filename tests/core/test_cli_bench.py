@@ -14,7 +14,7 @@ from ltx2_two_stage.benchmarks import load
 from ltx2_two_stage.benchmarks.synthetic_models import SyntheticModels
 from ltx2_two_stage.cli import main
 from ltx2_two_stage.ltx2_core.errors import SettingError
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear
 from ltx2_two_stage.ltx2_core.types import Component
 from ltx2_two_stage.terminal import bench

@@ -16,7 +16,7 @@ import pytest
 import torch
 from ltx2_two_stage import cli
 from ltx2_two_stage.docs.make.templates import TEMPLATES, Node
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from ltx2_two_stage.ltx2_core.models.audio_vae import AudioVAEConfig
 from ltx2_two_stage.ltx2_core.models.video_vae.config import VideoVAEConfig

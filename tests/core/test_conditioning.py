@@ -143,7 +143,7 @@ def test_of_two_images_on_the_first_frame_the_later_one_is_shown(pipeline: Pipel
 
 
 def test_a_keyframe_at_the_first_frame_spans_that_frame_alone(pipeline: Pipeline) -> None:
-    """The recipe's own places: start and end in seconds of images at the frames 0 and 8 (fact sheet 4.4)."""
+    """The recipe's own places: start and end in seconds of images at the frames 0 and 8 (docs/model.md 4.4)."""
     images = (ImageCondition(picture(0), 0), ImageCondition(picture(1), 8))
     for revision, length in (("newest", 1), ("1.0.0", 8)):
         request = request_for("keyframes", images=images, revision=REVISIONS[revision])
@@ -246,7 +246,7 @@ class Asked:
 def test_a_given_sound_is_guided_by_nothing(
     pipeline: Pipeline, texts: Texts, preset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads the positive prompt in every pass, and none of its blocks is perturbed (fact sheet 8.3)."""
+    """It reads the positive prompt in every pass, and none of its blocks is perturbed (docs/model.md 8.3)."""
     positive, negative = texts
     assert negative is not None
     asked = Asked(monkeypatch)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_two_stage.ltx2_core.kernels import frames
+from ltx2_two_stage.ltx2_core.kernels import frames, layout
+from ltx2_two_stage.ltx2_core.kernels.convolution import in_order
 from ltx2_two_stage.ltx2_core.kernels.frames import Edges
-from ltx2_two_stage.ltx2_core.kernels.order import in_order
+from ltx2_two_stage.ltx2_core.kernels.groups import normalised
 from ltx2_two_stage.ltx2_core.loading.synthetic_configs import tiny_config
 from ltx2_two_stage.ltx2_core.loading.synthetic_weights import fill_random_
 from ltx2_two_stage.ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
-from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoVAEConfig, layout
+from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoVAEConfig
 from ltx2_two_stage.ltx2_core.models.vocoder import VocoderConfig, build_vocoder
 from ltx2_two_stage.ltx2_core.models.vocoder.activation import AntiAliasedSnake
 from torch import Tensor
@@ -243,8 +244,6 @@ def test_group_norm(
     expected = torch.nn.functional.silu(out)
 
     def fused() -> Tensor:
-        from ltx2_two_stage.ltx2_core.kernels.groups_triton import normalised
-
         return normalised(x.clone(), bias, groups, weight, shift, 1e-5, skip if skipped else None)
 
     found = interpreted(fused)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from ltx2_two_stage.ltx2_core.kernels import heads, modulation
 from ltx2_two_stage.ltx2_core.kernels.activation import Activation, Needs
-from ltx2_two_stage.ltx2_core.kernels.modulation import Affine, Row
+from ltx2_two_stage.ltx2_core.kernels.gelu import gelu
 from ltx2_two_stage.ltx2_core.kernels.quantise import Quantised, quantise_rows
+from ltx2_two_stage.ltx2_core.kernels.rope import rotate
+from ltx2_two_stage.ltx2_core.kernels.rows import Affine, Row
 from ltx2_two_stage.ltx2_core.kernels.scaled_merge import can_merge, merge_rows
 from ltx2_two_stage.ltx2_core.types import Rope
 from tiny_stage import build_stage, standard_guidance, tiny_transformer
@@ -91,9 +93,9 @@ def test_residual_norm_without_gate_or_modulation(interpreter: None, monkeypatch
 
 
 def test_many_rows_share_the_modulation(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltx2_two_stage.ltx2_core.kernels import modulation_triton
+    from ltx2_two_stage.ltx2_core.kernels.triton import modulation as kernel
 
-    monkeypatch.setattr(modulation_triton, "MANY_ROWS", 1)
+    monkeypatch.setattr(kernel, "MANY_ROWS", 1)
     x, base = numbers(B, T, D), row(0, 0, 1, 1, False)
     affine = Affine(base, base._replace(row=2, at=1))
     found = modulation.residual_norm(x, x + 1, base, [affine], 1e-6, [Needs()])
@@ -107,9 +109,9 @@ def test_many_rows_share_the_modulation(interpreter: None, monkeypatch: pytest.M
 def test_modulate(interpreter: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     x, base = numbers(B, T, D), row(0, 0, *KINDS[kind])
     affine = Affine(base, base._replace(row=2, at=1))
-    found = modulation.modulate(x, affine).plain
+    found = modulation.modulate(x, affine, Needs()).plain
     monkeypatch.delenv("TRITON_INTERPRET")
-    expected = modulation.modulate(x, affine).plain
+    expected = modulation.modulate(x, affine, Needs()).plain
     assert found is not None
     assert expected is not None
     assert relative(found, expected) < TOLERANCE
@@ -118,27 +120,24 @@ def test_modulate(interpreter: None, monkeypatch: pytest.MonkeyPatch, kind: str)
 @pytest.mark.parametrize("tables", [1, B])
 @pytest.mark.parametrize("pair", [False, True])
 def test_norm_and_rope(interpreter: None, tables: int, pair: bool) -> None:
-    from ltx2_two_stage.ltx2_core.models.transformer.rope import rotate
-
     groups, half = 4, D // 8
     angles = numbers(tables, groups, T, half)
     rope = Rope(angles.cos(), angles.sin())
     x = tuple(numbers(B, T, D) * (number + 1) for number in range(2 if pair else 1))
     weights = tuple(1 + 0.1 * numbers(D) * number for number in range(len(x)))
     assert heads.can_norm_rope(x[0], rope)
-    found = tuple(part.clone() for part in x)
-    heads.norm_rope_(found, weights, 1e-6, rope)
+    given = tuple(part.clone() for part in x)
+    found = heads.norm_rope(given, weights, 1e-6, (rope,) * len(x), groups)
     for one, part, weight in zip(found, x, weights, strict=True):
         normed = torch.nn.functional.rms_norm(part, (D,), weight, 1e-6)
-        expected = rotate(normed, rope, groups).transpose(1, 2).flatten(2)
+        expected = rotate(normed, rope, groups)
         assert relative(one, expected) < TOLERANCE
 
 
 def test_norm_without_rope(interpreter: None) -> None:
     x, weight = numbers(B, T, D), 1 + 0.1 * numbers(D)
-    found = x.clone()
-    heads.norm_rope_((found,), (weight,), 1e-6, None)
-    assert relative(found, torch.nn.functional.rms_norm(x, (D,), weight, 1e-6)) < TOLERANCE
+    (found,) = heads.norm_rope((x.clone(),), (weight,), 1e-6, (None,), 1)
+    assert relative(found[:, 0], torch.nn.functional.rms_norm(x, (D,), weight, 1e-6)) < TOLERANCE
 
 
 def test_gates_of_heads(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,11 +173,11 @@ def test_results_in_fp8(interpreter: None, monkeypatch: pytest.MonkeyPatch, rows
     def results() -> list[Quantised | None]:
         normed = modulation.residual_norm(x, x + 1, base, [affine, affine], 1e-6, [BOTH, BOTH])[1]
         gated = heads.gate_heads(x.clone(), numbers(B, T, 4), 4, BOTH)
-        return [*(part.quantised for part in (*normed, gated)), heads.gelu(x, Needs(False, True)).quantised]
+        return [*(part.quantised for part in (*normed, gated)), gelu(x, Needs(False, True)).quantised]
 
-    from ltx2_two_stage.ltx2_core.kernels import modulation_triton
+    from ltx2_two_stage.ltx2_core.kernels.triton import modulation as kernel
 
-    monkeypatch.setattr(modulation_triton, "MANY_ROWS", 1 if rows == 4 else 10**6)
+    monkeypatch.setattr(kernel, "MANY_ROWS", 1 if rows == 4 else 10**6)
     found = results()
     monkeypatch.delenv("TRITON_INTERPRET")
     for one, other in zip(found, results(), strict=True):

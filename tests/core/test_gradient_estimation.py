@@ -34,7 +34,7 @@ def evaluate(video: StreamState, audio: StreamState, sigma: float, step: int) ->
 
 
 def expected(start: float, first_step: int, sigmas: tuple[float, ...]) -> Fraction:
-    """Fact sheet 5.3 for one number, exactly."""
+    """docs/model.md 5.3 for one number, exactly."""
     x, before = Fraction(start), None
     for step, (s, n) in enumerate(pairwise(Fraction(sigma) for sigma in sigmas)):
         x0 = x * (Fraction(1, 2) - s / 4) + Fraction(1, 8) * (step + first_step)

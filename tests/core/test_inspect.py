@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.inspect import inspect_file
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from safetensors import safe_open
@@ -41,7 +41,7 @@ def test_a_full_model(tiny: TinyFiles, tiny20: TinyFiles) -> None:
     assert found.tensors == len(stored) == sum(use.tensors for use in found.dtypes.values())
     assert found.nbytes == sum(tensor.nbytes for tensor in stored.values())
     assert list(found.dtypes) == ["BF16", "F32"]
-    # Six modulation tables per block and two at the head are float32 (fact sheet 1.4)
+    # Six modulation tables per block and two at the head are float32 (docs/model.md 1.4)
     assert found.dtypes["F32"].tensors == 6 * 3 + 2
     # All but the two statistics that nobody reads; each autoencoder's other two are counted for both of its halves
     assert sum(found.components.values()) == len(stored) - 2 + 4

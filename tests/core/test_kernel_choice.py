@@ -79,13 +79,13 @@ def test_a_missing_triton_is_told_once_and_only_for_a_gpu(
 def test_a_triton_that_does_not_work_is_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = ModuleType("trial_triton")
+    broken = ModuleType("trial")
 
     def trial(device: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler")
 
     broken.trial = trial  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, f"{availability.__package__}.trial_triton", broken)
+    monkeypatch.setitem(sys.modules, f"{availability.__package__}.triton.trial", broken)
     assert not availability.runs_on(CPU)
     assert not availability.runs_on(CPU)
     assert caplog.text.count("Failed to find C compiler") == 1
@@ -94,7 +94,7 @@ def test_a_triton_that_does_not_work_is_left_out(
 def test_the_trial_launches_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    from ltx2_two_stage.ltx2_core.kernels.trial_triton import trial
+    from ltx2_two_stage.ltx2_core.kernels.triton.trial import trial
 
     assert trial(CPU).tolist() == list(range(16))
 
@@ -163,9 +163,8 @@ def test_an_attention_that_breaks_is_left_out(
 def test_attention_on_the_cpu_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     called = pretend_flash(monkeypatch, "flash_attn")
     q, k, v = torch.randn(3, 1, 2, 1100, 8).unbind()
-    bias = torch.randn(1, 1, 1100, 1100)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    assert torch.equal(attention.attention(q, k, v, bias), expected)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert torch.equal(attention.attention(q, k, v), expected)
     assert not called
 
 

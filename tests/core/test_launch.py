@@ -14,8 +14,8 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-from ltx2_two_stage.ltx2_core.kernels import launch
-from ltx2_two_stage.ltx2_core.kernels.launch import Launched, launched, power_of_2_from
+from ltx2_two_stage.ltx2_core.kernels.triton import compiled, launch
+from ltx2_two_stage.ltx2_core.kernels.triton.launch import Launched, launched, power_of_2_from
 
 # Parameters: two pointers, three numbers of which any may be the second, one constant
 SPECIALISED = (0, 2)
@@ -47,7 +47,8 @@ class Kernel(triton.JITFunction):  # type: ignore[misc]
 def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     current = SimpleNamespace(number=0)
     active = SimpleNamespace(get_current_device=lambda: current.number, get_current_stream=lambda device: STREAM)
-    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=active))
+    for module in (launch, compiled):
+        monkeypatch.setattr(module, "driver", SimpleNamespace(active=active))
     monkeypatch.setattr(launch, "launches_again", lambda device: True)
     return current
 
@@ -148,12 +149,12 @@ def test_positions_of_numbers_are_counted_behind_the_pointers(monkeypatch: pytes
         ("heads", "_norm_rope", "table_batch", "table_batch D eps"),
         ("heads", "_gate_heads", "D", "D"),
         ("heads", "_gate_logits", "rows", "D"),
-        ("heads", "_gelu_quantised", "D", "D"),
+        ("gelu", "_gelu_quantised", "D", "D"),
         ("scaled_merge", "_add_rows", "factor", "D"),
         ("frames", "_window", "rows", "eps"),
         ("frames", "_add", "rows", ""),
-        ("frames", "_unfold", "rows", ""),
-        ("frames", "_to_bytes", "height", ""),
+        ("layout", "_unfold", "rows", ""),
+        ("layout", "_to_bytes", "height", ""),
         ("groups", "_moments", "rows", ""),
         ("groups", "_apply", "rows", "eps"),
         ("snake", "_snake", "length", "C eps"),
@@ -164,7 +165,7 @@ def test_no_kernel_has_a_form_for_each_size_of_a_clip(
     monkeypatch: pytest.MonkeyPatch, module: str, name: str, first: str, specialised: str
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # other tests of this process interpret these kernels
-    kernel = getattr(importlib.import_module(f"{launch.__package__}.{module}_triton"), name)
+    kernel = getattr(importlib.import_module(f"{launch.__package__}.{module}"), name)
     names = list(kernel.kernel.arg_names)
     start = names.index(first)
     assert [names[start + position] for position in kernel._specialised] == specialised.split()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, ConfigError, LTX2Error, SettingError
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.keymaps import component_keys
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, full_size_config, write_tiny
@@ -439,7 +439,7 @@ def test_the_official_file_may_leave_out_what_nobody_reads(tiny: TinyFiles, tmp_
 
 @pytest.mark.parametrize(("generation", "tensors"), [("2.3", 258), ("2.0", 58)])
 def test_connectors_leave_the_transformers_keys(generation: str, tensors: int) -> None:
-    # Full-size names: the counts are the fact sheet's (1.2)
+    # Full-size names: the counts are those of docs/model.md 1.2
     with torch.device("meta"):
         connector = TextConnector(TextConfig.from_metadata(full_size_config(generation)))  # type: ignore[arg-type]
     names = [DIT + name for name in connector.state_dict() if "aggregate" not in name]
@@ -447,5 +447,5 @@ def test_connectors_leave_the_transformers_keys(generation: str, tensors: int) -
     keys = [*names, f"{DIT}patchify_proj.weight", "vocoder.vocoder.conv_pre.weight"]
     assert component_keys(Component.TRANSFORMER, keys) == {"patchify_proj.weight": f"{DIT}patchify_proj.weight"}
     assert set(component_keys(Component.TEXT_CONNECTOR, keys).values()) == set(names)
-    # The prefix goes once (trap 23)
+    # The prefix goes once (docs/model.md 1.2)
     assert set(component_keys(Component.VOCODER, keys)) == {"vocoder.conv_pre.weight"}

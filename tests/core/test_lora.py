@@ -109,7 +109,7 @@ def write(path: Path, stored: Mapping[str, Tensor], metadata: dict[str, str] | N
 
 
 def merged_weights(model: nn.Module, found: Mapping[str, Matrices], strength: float) -> dict[str, Tensor]:
-    """The definition, in float64: W + s * alpha / r * B A (fact sheet 9.2 and 9.3)."""
+    """The definition, in float64: W + s * alpha / r * B A (docs/model.md 9.2 and 9.3)."""
     result = {}
     for name, entry in found.items():
         rank = entry.down.shape[0]

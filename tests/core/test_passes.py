@@ -231,7 +231,7 @@ def plainly(tiny: TinyStage, roles: tuple[Role, Role], guidance: Guidance, known
 
 
 def formula(guidance: StreamGuidance, passes: list[Tensor]) -> Tensor:
-    """Fact sheet 6, in float64."""
+    """docs/model.md 6, in float64."""
     c, u, p, i = (x0.double() for x0 in passes)
     g = c + (guidance.cfg - 1) * (c - u) + guidance.stg * (c - p) + (guidance.modality - 1) * (c - i)
     return g * (guidance.rescale * c.std() / g.std() + 1 - guidance.rescale)

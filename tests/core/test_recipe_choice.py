@@ -33,7 +33,7 @@ def guided(block: int) -> Guidance:
 HQ = Guidance(StreamGuidance(3, 0, 3, 0.45), StreamGuidance(7, 0, 3, 1.0))
 
 
-# The numbers of fact sheet 6 and 8, written out once more
+# The numbers of docs/model.md 6 and 8, written out once more
 @pytest.mark.parametrize(
     ("name", "generation", "stages", "steps", "guidance", "tokens", "sampler", "strengths", "audio"),
     [

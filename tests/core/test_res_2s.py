@@ -1,4 +1,4 @@
-"""The second-order sampler against the fact sheet's numbers and the official iteration written out as a loop."""
+"""The second-order sampler against the numbers of docs/model.md 5.4 and the official iteration as a loop."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def _randn(*shape: int, seed: int = 0) -> torch.Tensor:
 )
 def test_coefficients_equal_the_measured_ones(sigma: float, following: float, a21: float, b1: float, b2: float) -> None:
     c = coefficients(sigma, following)
-    # the fact sheet prints up to eight digits, and its 0.993491 is itself rounded
+    # docs/model.md 5.4 prints up to eight digits, and its 0.993491 is itself rounded
     assert c.a21 == pytest.approx(a21, abs=6e-8)
     assert c.b1 == pytest.approx(b1, abs=2e-7)
     assert c.b2 == pytest.approx(b2, abs=2e-7)
 
 
 def _exact(sigma: float, following: float) -> tuple[float, ...]:
-    """h, a21, b1, b2 and the sub-sigma with 60 digits, from the definitions (fact sheet 5.4)."""
+    """h, a21, b1, b2 and the sub-sigma with 60 digits, from the definitions (docs/model.md 5.4)."""
     getcontext().prec = 60
     s, n = Decimal(sigma), Decimal(following)
     h = (s / n).ln()
@@ -81,7 +81,7 @@ def test_no_step_at_all() -> None:
 
 
 def _sde(a: torch.Tensor, y: torch.Tensor, s: float, n: float, w: torch.Tensor) -> torch.Tensor:
-    """SDE(A, Y, s, n, w) of fact sheet 5.4."""
+    """SDE(A, Y, s, n, w) of docs/model.md 5.4."""
     up = min(0.5 * n, 0.9999 * n)
     r = math.sqrt(n**2 - up**2)
     alpha = (1 - n) + r
@@ -119,7 +119,7 @@ def _blend(state: StreamState, x: torch.Tensor) -> torch.Tensor:
 
 
 def _oracle(evaluate: Any, states: list[StreamState], sigmas: tuple[float, ...]) -> list[torch.Tensor]:
-    """The recipe of fact sheet 5.4 step by step, the anchor iteration as its hundred repetitions.
+    """The recipe of docs/model.md 5.4 step by step, the anchor iteration as its hundred repetitions.
 
     ``evaluate(latents, sigma, step)`` takes and gives the states' dtype.
     """

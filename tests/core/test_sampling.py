@@ -25,7 +25,7 @@ from ltx2_two_stage.ltx2_core.types import (
     VideoLatentShape,
 )
 
-# Measured values of the fact sheet (5.1), printed with 6 digits: hence half a unit of the sixth
+# Measured values (docs/model.md 5.1), printed with 6 digits: hence half a unit of the sixth
 SIX_DIGITS = 6e-7
 NEWEST = REVISIONS["newest"]
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from ltx2_two_stage.ltx2_core.kernels import quantise
 from ltx2_two_stage.ltx2_core.kernels.activation import Activation, Needs
-from ltx2_two_stage.ltx2_core.kernels.quantise import FP8, Quantised, quantise_rows
+from ltx2_two_stage.ltx2_core.kernels.quantise import FP8, Quantised, quantise_into, quantise_rows
 from ltx2_two_stage.ltx2_core.loading.lora import LoRAFile, inject, linear_layers, merge, set_adapters
 from ltx2_two_stage.ltx2_core.models import scaled_linear
-from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear, quantise_into, scale_layers
+from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear, scale_layers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -108,7 +109,7 @@ def test_quantising_part_by_part_gives_the_same(monkeypatch: pytest.MonkeyPatch)
     rows[5] = 0
     whole = scaled()
     quantise_into(whole.weight, whole.weight_scale, rows)
-    monkeypatch.setattr(scaled_linear, "_CPU_PART", 7 * IN)
+    monkeypatch.setattr(quantise, "_CPU_PART", 7 * IN)
     parts = scaled()
     quantise_into(None, parts.weight_scale, rows)
     quantise_into(parts.weight, None, rows)
@@ -209,7 +210,7 @@ def test_a_layer_with_a_lora_takes_its_input_as_it_is(product: None, loras: list
 def test_merged_weights_are_the_float32_sum_quantised_anew(
     loras: list[tuple[str, LoRAFile]], monkeypatch: pytest.MonkeyPatch, part: int
 ) -> None:
-    monkeypatch.setattr(scaled_linear, "_CPU_PART", part)
+    monkeypatch.setattr(quantise, "_CPU_PART", part)
     model = Pair()
     strengths = {"one": 0.7, "two": -0.4}
     expected = wide_sum(model, loras, strengths)

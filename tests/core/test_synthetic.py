@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.loading.keymaps import component_keys
 from ltx2_two_stage.ltx2_core.loading.synthetic import (
     TinyFiles,
@@ -137,7 +137,7 @@ def test_tables_are_float32_and_the_rest_bfloat16(files: TinyFiles, variant: Var
     tensors, _ = read(files.checkpoint)
     full = {key for key, tensor in tensors.items() if tensor.dtype == torch.float32}
     assert full == {key for key in tensors if "scale_shift_table" in key.split(".")[-1]}
-    per_block = {"2.3": 6, "2.0": 4}[variant]  # fact sheet 1.4 and 2.2
+    per_block = {"2.3": 6, "2.0": 4}[variant]  # docs/model.md 1.4 and 2.2
     assert len(full) == per_block * 3 + 2
     assert {tensor.dtype for key, tensor in tensors.items() if key not in full} == {torch.bfloat16}
 
@@ -210,7 +210,7 @@ def test_picture_has_shapes(video: Tensor) -> None:
 def test_sound_is_audible(files: TinyFiles) -> None:
     decoder, vocoder = load(files, Component.AUDIO_DECODER), load(files, Component.VOCODER)
     audio: AudioVAEConfig = decoder.config
-    assert audio.latent_channels * audio.latent_mel_bins == audio.base_channels  # official statistics, fact sheet 7.2
+    assert audio.latent_channels * audio.latent_mel_bins == audio.base_channels  # as official code, docs/model.md 7.2
     latent = torch.randn(
         1, audio.latent_channels, 25, audio.latent_mel_bins, generator=torch.Generator().manual_seed(7)
     )
@@ -223,7 +223,7 @@ def test_sound_is_audible(files: TinyFiles) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_released_sizes(variant: Variant) -> None:
-    """Parameter and tensor counts of the released transformers (fact sheet 10)."""
+    """Parameter and tensor counts of the released transformers (docs/model.md 10)."""
     with torch.device("meta"):
         model = LTXTransformer(TransformerConfig.from_metadata(full_size_config(variant)))
     counts = {"2.3": (18_988_838_144, 4_186), "2.0": (18_876_174_592, 3_510)}

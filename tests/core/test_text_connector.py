@@ -49,7 +49,7 @@ def states(n: int) -> Tensor:
     return torch.randn(n, WIDTH, STATES, generator=torch.Generator().manual_seed(n))
 
 
-# Fact sheet 1.2 and 10: connectors have 2 x 129 and 2 x 29 tensors.
+# docs/model.md 1.2 and 10: connectors have 2 x 129 and 2 x 29 tensors.
 @pytest.mark.parametrize(
     ("variant", "per_connector", "projection", "video", "audio", "projections"),
     [

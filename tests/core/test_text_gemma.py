@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_the_tiny_single_file_holds_the_folders_weights_and_tokenizer(original: 
 
 
 def test_single_file_has_the_settings_of_gemma_3_12b() -> None:
-    """Fact sheet 3.1 and 10."""
+    """docs/model.md 3.1 and 10."""
     sizes = GemmaSizes(262208, 3840, 15360, 48, heads=16, key_value_heads=8, head_dim=256)
     assert GemmaSizes.from_shapes(sizes.shapes()) == sizes
     assert sum(torch.Size(shape).numel() for shape in sizes.shapes().values()) == 11_766_034_176
@@ -328,6 +329,118 @@ def test_folders_that_cannot_work(folder: Path, edit: Edit, problem: str) -> Non
     assert caught.value.setting == "--gemma"
     assert str(folder) in str(caught.value)
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.safetensors",
+        "sub/../../evil.safetensors",
+        "/etc/evil.safetensors",
+        "..\\evil.safetensors",
+        "C:\\evil.safetensors",
+        "C:evil.safetensors",
+        "\\\\host\\share\\evil.safetensors",
+        "//host/share/evil.safetensors",
+        "a\0.safetensors",
+        "config.json",
+        "/dev/zero",
+        "",
+        "a" * 1000 + ".safetensors",
+    ],
+    ids=lambda name: ascii(name)[:30],
+)
+def test_an_index_names_files_of_its_folder_only(folder: Path, name: str) -> None:
+    (folder.parent / "evil.safetensors").touch()
+    edit_json(folder / "model.safetensors.index.json", lambda index: index["weight_map"].update(x=name))
+    with pytest.raises(CheckpointError, match="names a weight file that is none of its folder") as caught:
+        GemmaSource.open(folder)
+    assert caught.value.path == folder / "model.safetensors.index.json"
+
+
+def test_an_index_may_name_files_below_its_folder_and_links(original: Path, folder: Path) -> None:
+    shard = "model-00002-of-00002.safetensors"
+    (folder / "sub").mkdir()
+    (folder / shard).rename(folder / "sub" / shard)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    (folder / "model-00001-of-00002.safetensors").symlink_to(original / "model-00001-of-00002.safetensors")
+
+    def below(index: dict[str, Any]) -> None:
+        index["weight_map"] = {key: name.replace(shard, f"sub/{shard}") for key, name in index["weight_map"].items()}
+
+    edit_json(folder / "model.safetensors.index.json", below)
+    assert GemmaSource.open(folder).bytes == GemmaSource.open(original).bytes
+
+
+def test_an_index_of_many_files_is_refused(folder: Path) -> None:
+    many = {str(n): f"{n}.safetensors" for n in range(1001)}
+    edit_json(folder / "model.safetensors.index.json", lambda index: index.update(weight_map=many))
+    with pytest.raises(CheckpointError, match="lists 1,001 weight files"):
+        GemmaSource.open(folder)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_tensor_in_two_files_is_refused(folder: Path, indexed: bool) -> None:
+    first, second = (folder / f"model-0000{n}-of-00002.safetensors" for n in (1, 2))
+    key, tensor = next(iter(load_file(first).items()))
+    save_file(load_file(second) | {key: tensor}, second)
+    if not indexed:
+        (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=rf"holds {key}, which {first.name} holds too") as caught:
+        GemmaSource.open(folder)
+    assert caught.value.path == second
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors", "tokenizer.json"],
+)
+def test_what_stands_for_a_file_of_the_folder_is_named(folder: Path, name: str) -> None:
+    for content, words in ((POINTER, "is a Git LFS pointer"), (b"<!DOCTYPE html><html></html>", "is a web page")):
+        (folder / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=words) as caught:
+            GemmaSource.open(folder)
+        assert caught.value.path == folder / name
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes among its files")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors.index.json",
+        "model-00002-of-00002.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ],
+)
+def test_a_pipe_in_the_folder_is_not_read(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match="is a pipe, not a file") as caught:
+        GemmaSource.open(folder)
+    assert caught.value.path == folder / name
+
+
+def test_weights_in_either_ending_and_any_case(original: Path, folder: Path) -> None:
+    (folder / "model.safetensors.index.json").unlink()
+    for file, suffix in zip(sorted(folder.glob("*.safetensors")), (".SFT", ".Safetensors"), strict=True):
+        file.rename(file.with_suffix(suffix))
+    assert GemmaSource.open(folder).bytes == GemmaSource.open(original).bytes
+
+
+def test_a_folder_of_gguf_files_is_named(folder: Path) -> None:
+    for file in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        file.unlink()
+    (folder / "gemma-3-12b-it-Q4_K_M.GGUF").touch()
+    with pytest.raises(CheckpointError, match=r"no safetensors file; gemma-3-12b-it-Q4_K_M\.GGUF is a GGUF file"):
+        GemmaSource.open(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json; gemma-3-12b-it-Q4_K_M\.GGUF is a GGUF file"):
+        GemmaSource.open(folder)
 
 
 def test_folder_without_weights(folder: Path) -> None:

@@ -103,7 +103,7 @@ def meta_model(variant: Variant) -> LTXTransformer:
     [("2.0", 18_876_174_592, 3_510, 1_370), ("2.3", 18_988_838_144, 4_186, 1_660)],
 )
 def test_released_sizes(variant: Variant, parameters: int, tensors: int, linears: int) -> None:
-    """Fact sheet 1.2, 9.1 and 10; the connectors that share the file's prefix are not counted."""
+    """docs/model.md 1.2, 9.1 and 10; the connectors that share the file's prefix are not counted."""
     model = meta_model(variant)
     state = model.state_dict()
     assert sum(t.numel() for t in state.values()) == parameters

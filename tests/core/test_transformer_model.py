@@ -34,7 +34,7 @@ ROUNDING = 5e-6
 
 
 def build(new: bool = True, layers: int = 2, attention: Any = sdpa) -> LTXTransformer:
-    """A small model with the weights of fact sheet 11.3: none is zero or one."""
+    """A small model with the weights of docs/model.md 11.2: none is zero or one."""
     config = TransformerConfig(
         video=StreamConfig(6, 2, 16, (20, 2048, 2048)),
         audio=StreamConfig(8, 2, 8, (20,)),
@@ -111,7 +111,7 @@ def difference(a: tuple[Tensor | None, ...], b: tuple[Tensor | None, ...]) -> li
     return [float((x - y).abs().max()) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
 
 
-# -- a plain recomputation, one batch item, float64, straight from fact sheet 2.2 to 2.8 --------------------------
+# -- a plain recomputation, one batch item, float64, straight from docs/model.md 2.2 to 2.8 --------------------------
 
 
 class Plain:
@@ -353,9 +353,9 @@ def test_a_stream_that_is_not_enabled_serves_the_other() -> None:
 def counting() -> tuple[list[int], Callable[..., Tensor]]:
     batches: list[int] = []
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batches.append(q.shape[0])
-        return sdpa(q, k, v, bias)
+        return sdpa(q, k, v)
 
     return batches, attention
 
@@ -385,7 +385,7 @@ def test_attention_runs_only_where_it_is_needed(skips: Any, expected: list[int])
 
 @pytest.mark.parametrize("new", [False, True], ids=["2.0", "2.3"])
 def test_bfloat16_stays_near_float32(new: bool) -> None:
-    """2% relative: the floor measured for six-layer models is 0.8% (fact sheet 2.9), and these are narrower."""
+    """2% relative: the floor measured for six-layer models is 0.8% (docs/model.md 2.9), and these are narrower."""
     exact = shared(new)
     expected = exact(*inputs(exact))
     model = build(new).to(torch.bfloat16)

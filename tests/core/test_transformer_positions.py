@@ -1,4 +1,4 @@
-"""Token positions and rotary tables by hand (fact sheet 2.6 and 4.4)."""
+"""Token positions and rotary tables by hand (docs/model.md 2.6 and 4.4)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Literal
 
 import pytest
 import torch
+from ltx2_two_stage.ltx2_core.kernels.rope import rotate
 from ltx2_two_stage.ltx2_core.models.transformer.positions import audio_positions, keyframe_positions, video_positions
-from ltx2_two_stage.ltx2_core.models.transformer.rope import rope_table, rotate
+from ltx2_two_stage.ltx2_core.models.transformer.rope import rope_table
 from ltx2_two_stage.ltx2_core.types import AudioGeometry, AudioLatentShape, Rope, ScaleFactors, VideoLatentShape
 
 SCALE = ScaleFactors(8, 32, 32)
@@ -24,14 +25,9 @@ def test_video_tokens_run_over_width_first() -> None:
     assert positions[0, 2, token].tolist() == [96.0, 128.0]
 
 
-@pytest.mark.parametrize(
-    ("causal_fix", "frames"),
-    [(True, [(0, 1), (1, 9), (9, 17), (17, 25)]), (False, [(0, 8), (8, 16), (16, 24), (24, 32)])],
-    ids=["causal", "not causal"],
-)
-def test_video_times(causal_fix: bool, frames: list[tuple[int, int]]) -> None:
-    positions = video_positions(VideoLatentShape(1, 128, 4, 1, 1), FPS, SCALE, causal_fix=causal_fix)
-    expected = torch.tensor(frames, dtype=torch.float32) / FPS
+def test_video_times() -> None:
+    positions = video_positions(VideoLatentShape(1, 128, 4, 1, 1), FPS, SCALE)
+    expected = torch.tensor([(0, 1), (1, 9), (9, 17), (17, 25)], dtype=torch.float32) / FPS
     torch.testing.assert_close(positions[0, 0], expected, rtol=0, atol=0)  # one division, correctly rounded
 
 

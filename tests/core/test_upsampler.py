@@ -39,7 +39,7 @@ def test_the_kind_is_read_off_the_tensors(kind: UpsamplerKind) -> None:
 )
 def test_parameter_counts_of_the_released_models(kind: UpsamplerKind, channels: int, count: int) -> None:
     module = build(UpsamplerConfig(kind, 128, channels, 4))
-    assert sum(p.numel() for p in module.parameters()) == count  # fact sheet 10
+    assert sum(p.numel() for p in module.parameters()) == count  # docs/model.md 10
 
 
 @pytest.mark.parametrize(

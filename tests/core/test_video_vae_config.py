@@ -24,7 +24,7 @@ def test_parameter_counts_of_the_released_models(variant: str, encoder: int, dec
     config = read(variant)
     with torch.device("meta"):
         counts = [sum(p.numel() for p in kind(config).parameters()) for kind in (VideoEncoder, VideoDecoder)]
-    assert counts == [encoder, decoder]  # fact sheet 10
+    assert counts == [encoder, decoder]  # docs/model.md 10
 
 
 def test_scale_comes_from_the_block_lists() -> None:

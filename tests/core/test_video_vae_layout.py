@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ltx2_two_stage.ltx2_core.models.video_vae.layout import (
+from ltx2_two_stage.ltx2_core.kernels.layout import (
     Stride,
     depth_to_space,
     patchify,

@@ -7,14 +7,9 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import ConfigError
+from ltx2_two_stage.ltx2_core.kernels.snake import doubled_rate, halved_rate, snake
 from ltx2_two_stage.ltx2_core.models.vocoder import BandwidthExtendedVocoder, Generator, VocoderConfig, build_vocoder
-from ltx2_two_stage.ltx2_core.models.vocoder.activation import (
-    AntiAliasedSnake,
-    Downsample,
-    SnakeBeta,
-    Upsample,
-    kaiser_sinc_taps,
-)
+from ltx2_two_stage.ltx2_core.models.vocoder.activation import SNAKE_EPS, AntiAliasedSnake, LowPass, kaiser_sinc_taps
 from ltx2_two_stage.ltx2_core.models.vocoder.bandwidth import resample, resampling_taps
 from ltx2_two_stage.ltx2_core.models.vocoder.config import FinalActivation
 from torch import Tensor, nn
@@ -122,7 +117,7 @@ def tiny_config(variant: str) -> VocoderConfig:
 
 
 def randomise(module: nn.Module, seed: int = 0, loudness: float = 1.0) -> nn.Module:
-    """Non-degenerate weights, a real Fourier basis under a Hann window and a positive mel bank (fact sheet 11.3)."""
+    """Non-degenerate weights, a real Fourier basis under a Hann window and a positive mel bank (docs/model.md 11.2)."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in module.state_dict().items():
         if name.endswith("forward_basis"):
@@ -169,7 +164,7 @@ def test_parameter_count_of_the_released_model(variant: str, parameters: int) ->
     with torch.device("meta"):
         module = build_vocoder(VocoderConfig.from_metadata(RELEASED[variant]))
     assert sum(p.numel() for p in module.parameters()) == parameters
-    # Fact sheet 10 counts 547,627 numbers in buffers: the 43 taps of the skip resampler are ours to compute.
+    # docs/model.md 10 counts 547,627 numbers in buffers: the 43 taps of the skip resampler are ours to compute.
     buffers = {"2.0": 0, "2.3": 547_627 - 43}[variant]
     assert sum(b.numel() for b in module.buffers()) == buffers
 
@@ -227,7 +222,7 @@ def test_bfloat16_weights(variant: str, bound: float) -> None:
 
 def test_filter_is_the_published_one() -> None:
     taps = kaiser_sinc_taps(12, 0.25, 0.3)
-    published = [0.0020290, 0.0093895, -0.0255435, -0.0576574, 0.1285726, 0.4432098]  # fact sheet 7.4
+    published = [0.0020290, 0.0093895, -0.0255435, -0.0576574, 0.1285726, 0.4432098]  # docs/model.md 7.4
     assert taps == pytest.approx(published + published[::-1], abs=5e-8)
     module = AntiAliasedSnake(3)
     for buffer in (module.upsample.filter, module.downsample.lowpass.filter):
@@ -240,37 +235,36 @@ def test_rate_changes_pass_low_frequencies_and_stop_high_ones() -> None:
     twice = torch.sin(0.05 * math.pi * (torch.arange(800) / 2 - 0.25)).view(1, 1, -1)
     # The even length of the filter shifts by a quarter sample up, and back down. The window is 12 taps short, so the
     # pass band ripples: 1% is its published design, not rounding.
-    torch.testing.assert_close(Upsample()(low)[..., 20:-20], twice[..., 20:-20], atol=0.01, rtol=0)
-    torch.testing.assert_close(Downsample()(Upsample()(low))[..., 20:-20], low[..., 20:-20], atol=0.01, rtol=0)
+    taps = LowPass().filter
+    torch.testing.assert_close(doubled_rate(low, taps)[..., 20:-20], twice[..., 20:-20], atol=0.01, rtol=0)
+    there_and_back = halved_rate(doubled_rate(low, taps), taps)
+    torch.testing.assert_close(there_and_back[..., 20:-20], low[..., 20:-20], atol=0.01, rtol=0)
     above_band = torch.sin(0.95 * math.pi * torch.arange(800)).view(1, 1, -1)
-    assert Downsample()(above_band)[..., 20:-20].abs().max() < 0.01
+    assert halved_rate(above_band, taps)[..., 20:-20].abs().max() < 0.01
 
 
 def test_rate_changes_at_the_edges_equal_the_definition() -> None:
     generator = torch.Generator().manual_seed(0)
-    up, down = Upsample(), Downsample()
     taps = torch.randn(12, generator=generator)  # any filter, not a symmetric one: the direction matters
-    up.filter.copy_(taps.view(1, 1, -1))
-    down.lowpass.filter.copy_(taps.view(1, 1, -1))
+    low_pass = taps.view(1, 1, -1)
     x = torch.randn(1, 1, 9, generator=generator)
     padded = [float(x[0, 0, min(max(i - 5, 0), 8)]) for i in range(9 + 10)]
     full = [sum(padded[i] * float(taps[n - 2 * i]) for i in range(19) if 0 <= n - 2 * i < 12) for n in range(48)]
-    torch.testing.assert_close(up(x)[0, 0], 2 * torch.tensor(full[15:-15]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(doubled_rate(x, low_pass)[0, 0], 2 * torch.tensor(full[15:-15]), atol=1e-5, rtol=0)
     signal = torch.randn(1, 1, 18, generator=generator)
     padded = [float(signal[0, 0, min(max(i - 5, 0), 17)]) for i in range(18 + 11)]
     expected = [sum(padded[2 * n + k] * float(taps[k]) for k in range(12)) for n in range(9)]
-    torch.testing.assert_close(down(signal)[0, 0], torch.tensor(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(halved_rate(signal, low_pass)[0, 0], torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_snake_is_its_formula() -> None:
-    act = SnakeBeta(3).requires_grad_(False)
-    act.alpha.copy_(torch.tensor([-0.5, 0.0, 0.7]))
-    act.beta.copy_(torch.tensor([0.3, -0.2, 0.0]))
+    alphas, betas = torch.tensor([-0.5, 0.0, 0.7]), torch.tensor([0.3, -0.2, 0.0])
     x = torch.randn(2, 3, 5)
-    for channel, (alpha, beta) in enumerate(zip(act.alpha.tolist(), act.beta.tolist(), strict=True)):
+    found = snake(x, alphas, betas, SNAKE_EPS)
+    for channel, (alpha, beta) in enumerate(zip(alphas.tolist(), betas.tolist(), strict=True)):
         row = x[:, channel]
         expected = row + torch.sin(math.exp(alpha) * row) ** 2 / (math.exp(beta) + 1e-9)
-        torch.testing.assert_close(act(x)[:, channel], expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found[:, channel], expected, atol=1e-6, rtol=0)
 
 
 def test_resampler_taps() -> None:

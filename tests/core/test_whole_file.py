@@ -17,8 +17,8 @@ import pytest
 import torch
 from ltx2_two_stage import cli
 from ltx2_two_stage.ltx2_core.errors import OutputError, SettingError
-from ltx2_two_stage.ltx2_core.loading import saving
-from ltx2_two_stage.ltx2_core.loading.saving import check_path, save_tensors
+from ltx2_two_stage.ltx2_core.files import saving
+from ltx2_two_stage.ltx2_core.files.saving import check_path, save_tensors
 from ltx2_two_stage.ltx2_core.media.mp4 import Mp4Writer
 from ltx2_two_stage.ltx2_core.types import RunReport, StageRecord
 from ltx2_two_stage.ltx2_core.whole_file import place_whole, staged, whole_file

@@ -12,8 +12,9 @@ from ltx2_two_stage.device_manager.layout import unique_tensors
 from ltx2_two_stage.device_manager.modes import Mode
 from ltx2_two_stage.device_manager.streams import Streams
 from ltx2_two_stage.device_manager.switched import Switched, SwitchedSpec
+from ltx2_two_stage.ltx2_core.kernels.quantise import quantise_into
 from ltx2_two_stage.ltx2_core.loading.lora import LoRAFile, inject, merge, set_adapters
-from ltx2_two_stage.ltx2_core.models.scaled_linear import quantise_into, scale_layers
+from ltx2_two_stage.ltx2_core.models.scaled_linear import scale_layers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_two_stage.ltx2_core.kernels import availability, frames
+from ltx2_two_stage.ltx2_core.kernels import availability, frames, layout
 from ltx2_two_stage.ltx2_core.kernels.frames import Edges
+from ltx2_two_stage.ltx2_core.kernels.groups import normalised
 from ltx2_two_stage.ltx2_core.loading.synthetic import fill_random_, tiny_config
 from ltx2_two_stage.ltx2_core.models.repeatable import RepeatableConvolutions
 from ltx2_two_stage.ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
-from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoVAEConfig, layout
+from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoVAEConfig
 from ltx2_two_stage.ltx2_core.models.vocoder import VocoderConfig, build_vocoder
 from ltx2_two_stage.ltx2_core.models.vocoder.activation import AntiAliasedSnake
 from ltx2_two_stage.ltx2_core.stages import decode
@@ -104,8 +105,6 @@ def test_unfold_and_bytes(cuda: torch.device, stride: tuple[int, int, int]) -> N
 @pytest.mark.parametrize("channels", [64, 512, 1024])
 @pytest.mark.parametrize("skipped", [False, True], ids=["", "skip"])
 def test_group_norm(cuda: torch.device, channels: int, skipped: bool) -> None:
-    from ltx2_two_stage.ltx2_core.kernels.groups_triton import normalised
-
     shape = 2, channels, 3, 17, 24
     x, skip = channels_last(numbers(cuda, *shape)), channels_last(numbers(cuda, *shape) * 2)
     bias, weight, shift = (numbers(cuda, channels + more)[more:] for more in range(3))

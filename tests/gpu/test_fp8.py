@@ -20,13 +20,12 @@ from ltx2_two_stage.device_manager.modes import Mode
 from ltx2_two_stage.device_manager.streams import Streams
 from ltx2_two_stage.ltx2_core.kernels import scaled_merge
 from ltx2_two_stage.ltx2_core.kernels.availability import has_fp8_matmul
-from ltx2_two_stage.ltx2_core.kernels.quantise import quantise_rows
+from ltx2_two_stage.ltx2_core.kernels.quantise import quantise_into, quantise_rows
 from ltx2_two_stage.ltx2_core.loading.lora import linear_layers
 from ltx2_two_stage.ltx2_core.loading.model_set import ModelFiles, ModelSet
 from ltx2_two_stage.ltx2_core.loading.precision import quantisable
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, full_size_config, write_tiny
-from ltx2_two_stage.ltx2_core.models import scaled_linear
-from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear, quantise_into, scale_layers
+from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear, scale_layers
 from ltx2_two_stage.ltx2_core.models.transformer.config import TransformerConfig
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
 from ltx2_two_stage.ltx2_core.types import Component
@@ -94,13 +93,13 @@ def test_merging_in_one_kernel_equals_pytorchs(
 
     def merged() -> tuple[Tensor, Tensor]:
         weight, scale = stored.values.clone(), stored.scales[:, 0].clone()
-        scaled_linear.merge_into(weight, scale, changes)
+        scaled_merge.merge_rows(weight, scale, changes)
         return weight, scale
 
     if not scaled_merge.can_merge(stored.values, stored.scales[:, 0]):
         pytest.skip("no fused kernels for fp8 weights on this GPU")
     fused = merged()
-    monkeypatch.setattr(scaled_linear, "can_merge", lambda weight, scale: False)
+    monkeypatch.setattr(scaled_merge, "can_merge", lambda weight, scale: False)
     eager = merged()
     torch.testing.assert_close(fused[1], eager[1], rtol=1e-6, atol=0)
     assert float((fused[0].view(torch.uint8) != eager[0].view(torch.uint8)).double().mean()) < 1e-3

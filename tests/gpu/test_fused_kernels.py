@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from ltx2_two_stage.ltx2_core.kernels import availability, heads, modulation, products
+from ltx2_two_stage.ltx2_core.kernels import availability, gelu, heads, modulation
 from ltx2_two_stage.ltx2_core.kernels.activation import Activation, Needs
-from ltx2_two_stage.ltx2_core.kernels.modulation import Affine, Row
 from ltx2_two_stage.ltx2_core.kernels.quantise import Quantised, quantise_rows
+from ltx2_two_stage.ltx2_core.kernels.rows import Affine, Row
 from ltx2_two_stage.ltx2_core.types import Rope
 from torch import Tensor
 
@@ -81,9 +81,9 @@ def test_residual_norm(
 
 
 def test_a_form_that_has_served_is_launched_again_by_addresses(numbers: Callable[..., Tensor]) -> None:
-    from ltx2_two_stage.ltx2_core.kernels import launch, modulation_triton
+    from ltx2_two_stage.ltx2_core.kernels.triton import launch
+    from ltx2_two_stage.ltx2_core.kernels.triton.modulation import _residual_norm as kernel
 
-    kernel = modulation_triton._residual_norm
     row = Row(numbers(9, D), 2, numbers(1, 1, 9, D), 2, None)
     x, update = numbers(B, 300, D), numbers(B, 300, D)
 
@@ -103,20 +103,13 @@ def test_a_form_that_has_served_is_launched_again_by_addresses(numbers: Callable
 
 @pytest.mark.parametrize("tokens", [126, 6144])
 def test_norm_and_rope(numbers: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    from ltx2_two_stage.ltx2_core.models.transformer.rope import rotate
-
     angles = numbers(1, HEADS, tokens, D // HEADS // 2)
     rope = Rope(angles.cos(), angles.sin())
     weight = 1 + 0.1 * numbers(D)
 
     def run(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         table = Rope(cos, sin)
-        if heads.can_norm_rope(q, table):
-            pair = q.clone(), k.clone()
-            heads.norm_rope_(pair, (weight, weight), 1e-6, table)
-            return pair
-        normed = (torch.nn.functional.rms_norm(part, (D,), weight, 1e-6) for part in (q, k))
-        return tuple(rotate(part, table, HEADS).transpose(1, 2).flatten(2) for part in normed)
+        return heads.norm_rope((q.clone(), k.clone()), (weight, weight), 1e-6, (table, table), HEADS)
 
     compare(monkeypatch, run, numbers(B, tokens, D), numbers(B, tokens, D), rope.cos, rope.sin, weight)
 
@@ -136,9 +129,9 @@ def test_gelu_in_the_product(numbers: Callable[..., Tensor], monkeypatch: pytest
     def run(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         layer = torch.nn.Linear(1, 1)
         layer.weight, layer.bias = torch.nn.Parameter(weight), torch.nn.Parameter(bias)
-        if products.gelu_in_product(x, layer):
-            return (products.linear_gelu(x, layer).detach(),)
-        return (torch.nn.functional.gelu(layer(x), approximate="tanh").detach(),)
+        plain = gelu.linear_gelu(Activation(x), layer, torch.nn.Identity()).plain
+        assert plain is not None
+        return (plain.detach(),)
 
     compare(monkeypatch, run, numbers(B, 126, D), weight, bias)
 
@@ -150,7 +143,7 @@ def test_results_in_fp8(numbers: Callable[..., Tensor]) -> None:
     affine = Affine(row, row._replace(row=0, at=0))
     normed = modulation.residual_norm(x, x, row, [affine, affine], 1e-6, [BOTH, BOTH])[1]
     gated = heads.gate_heads(x.clone(), numbers(B, 4100, HEADS), HEADS, BOTH)
-    hidden = heads.gelu(x, Needs(False, True))
+    hidden = gelu.gelu(x, Needs(False, True))
     expanded = Activation(torch.nn.functional.gelu(x, approximate="tanh"), hidden.quantised)
     for result in (*normed, gated, expanded):
         assert result.plain is not None

@@ -21,7 +21,7 @@ LAYERS, STG_BLOCK, SIGMA = 4, 2, 0.7
 GRID, AUDIO_FRAMES = (16, 8, 12), 126  # 121 frames of 384x256 with their sound: 1,536 tokens
 TEXT_TOKENS = 64  # attention over many random texts would average out to nothing, and prompts would look alike
 # Relative L2 of a pass's velocity. Batches of different sizes take different kernels, whose sums round otherwise:
-# bfloat16 against float32 is 0.8% over six tiny layers (fact sheet 2.9). A wrong pass is off by the distance of two
+# bfloat16 against float32 is 0.8% over six tiny layers (docs/model.md 2.9). A wrong pass is off by the distance of two
 # passes, which is asserted to be three times this and more.
 BOUND = 1e-2
 

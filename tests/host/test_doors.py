@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -66,20 +68,27 @@ def test_an_unknown_mode_is_refused(host: Any, mode: Any) -> None:
     assert not set("<>\x1b\u202e") & set(text) and len(text) < 6000
 
 
-def test_text_of_a_file_does_not_reach_the_page(host: Any) -> None:
+MARKUP = "<img src=x onerror=alert(1)>\x1b[5;35m\u202e"
+
+
+@pytest.fixture
+def hostile_files(host: Any) -> Iterator[None]:
+    """A LoRA and a text encoder full of markup, listed while the test runs."""
     models = host.base / "models"
-    markup = "<img src=x onerror=alert(1)>\x1b[5;35m\u202e"
-    lora = load_file(models / "loras" / "style.safetensors")
-    hostile = {f"{markup}.{key}": tensor for key, tensor in lora.items()}
-    save_file(hostile, models / "loras" / "hostile.safetensors", {"model_version": markup})
-    gemma = models / "text_encoders" / "gemma-hostile"
-    if not gemma.exists():
-        gemma.mkdir()
-        for path in (models / "text_encoders" / "gemma-2.3").iterdir():
-            (gemma / path.name).write_bytes(path.read_bytes())
-        for name in ("tokenizer_config.json", "tokenizer.json"):
-            text = (gemma / name).read_text(encoding="utf-8")
-            (gemma / name).write_text(text.replace('"<bos>"', json.dumps(markup)), encoding="utf-8")
+    lora, encoder = models / "loras" / "hostile.safetensors", models / "text_encoders" / "gemma-hostile"
+    tensors = {f"{MARKUP}.{key}": tensor for key, tensor in load_file(models / "loras" / "style.safetensors").items()}
+    save_file(tensors, lora, {"model_version": MARKUP})
+    shutil.copytree(models / "text_encoders" / "gemma-2.3", encoder)
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        text = (encoder / name).read_text(encoding="utf-8")
+        (encoder / name).write_text(text.replace('"<bos>"', json.dumps(MARKUP)), encoding="utf-8")
+    yield
+    lora.unlink()
+    shutil.rmtree(encoder)
+
+
+@pytest.mark.usefixtures("hostile_files")
+def test_text_of_a_file_does_not_reach_the_page(host: Any) -> None:
     for file, encoder in (("hostile.safetensors", "gemma-2.3"), ("style.safetensors", "gemma-hostile")):
         prompt = {
             "loader": loader(text_encoder=encoder),

@@ -64,7 +64,7 @@ def separate(loader: dict[str, Any] = LOADER, images: bool = False, **changes: A
 def generate(loader: dict[str, Any] = LOADER, images: bool = False, **changes: Any) -> Prompt:
     prompt = {
         "loader": loader,
-        "all": node("LTX2TwoStageGenerate", pipeline=["loader", 0], **TEXTS, **{**CLIP, **changes}),
+        "all": node("LTX2TwoStageGenerate", pipeline=["loader", 0], **{**TEXTS, **CLIP, **changes}),
         "save": node("SaveVideo", video=["all", 0], filename_prefix="generate", format="auto", codec="auto"),
         **save_latent(["all", 3], "generate"),
     }
@@ -143,13 +143,15 @@ def test_the_loader_lists_files_and_folders(host: Any) -> None:
         pytest.param(LOADER, True, 1.0, {}, id="2.3 images"),
         pytest.param(loader("2.0"), True, 1.0, {}, id="2.0 images"),
         pytest.param(LOADER, True, 0.5, {"preset": "hq"}, id="2.3 hq"),
-        pytest.param(LOADER, False, 0.0, {"preset": "distilled", "steps": 0}, id="2.3 distilled"),
+        pytest.param(
+            LOADER, False, 1.0, {"preset": "distilled", "steps": 0, "negative_prompt": ""}, id="2.3 distilled"
+        ),
     ],
 )
 def test_generate_equals_the_separate_nodes(
     host: Any, loader: dict[str, Any], images: bool, strength: float, changes: dict[str, Any]
 ) -> None:
-    prompt = separate(loader, images, **changes)
+    prompt = separate(loader, images, **{name: value for name, value in changes.items() if name not in TEXTS})
     prompt["switch"]["inputs"]["strength"] = strength
     apart = host.run(prompt)
     whole = host.run(generate(loader, images, **changes))

@@ -83,7 +83,7 @@ def test_every_override_reaches_the_result(host: Any, changes: dict[str, Any]) -
     [
         ({"preset": "best"}, "recipe = 'best': is not a known recipe"),
         ({"sampler": "heun"}, "sampler = 'heun': is not a known choice"),
-        ({"video_cfg": -3.0}, "video_cfg = -3.0: must be a number that is not negative. -1 takes the preset's."),
+        ({"video_cfg": -3.0}, "video_cfg = -3.0: must be a number between -1.0 and 100.0"),
         ({"audio_cfg": float("nan")}, "audio_cfg = nan"),
         ({"video_blocks": "a"}, "video_blocks = 'a': is no list of numbers"),
         ({"video_blocks": "none"}, "video-guidance blocks = '': STG needs at least one block"),

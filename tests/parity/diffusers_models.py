@@ -1,6 +1,6 @@
 """diffusers' LTX-2 modules: their settings for each generation, and where official names are found in them.
 
-Fact sheet 9.3 and 11.2. Nothing here reads our own configuration classes, so that a size or a switch that those
+docs/model.md 9.3 and 11.1. Nothing here reads our own configuration classes, so that a size or a switch that those
 misread shows.
 """
 

@@ -11,7 +11,7 @@ from torch import nn
 
 diffusers = pytest.importorskip("diffusers")
 
-# Fact sheet 11.6: outputs of order one, a few tens of convolutions summed in another order.
+# docs/model.md 11.3: outputs of order one, a few tens of convolutions summed in another order.
 TOLERANCE = 1e-5
 
 

@@ -1,6 +1,6 @@
 """Whole runs against a plain re-computation with diffusers' and transformers' modules, float32 on the CPU.
 
-Every formula of a run is written out here from the fact sheet (2.7, 2.8, 3.1, 4 to 6, 8.1, 8.3, 9.2), one pass after
+Every formula of a run is written out here from docs/model.md 2.7, 2.8, 3.1, 4 to 6, 8.1, 8.3, 9.2, one pass after
 the other; of our sampling and stages nothing is imported. The models are those of diffusers, so that a run agrees only
 if weights, rules, formulas, their order and the random draws all do.
 """
@@ -58,7 +58,7 @@ VIDEO_CHANNELS, AUDIO_CHANNELS, AUDIO_BINS = 16, 2, 16
 STG_BLOCK = 1  # of three: where the official block is among 48
 SOUND_RATE, HOP, WINDOW, MEL_BANDS = 16000, 160, 1024, 64
 
-# (cfg, stg, modality, rescale) of video and audio in stage 1 (fact sheet 6)
+# (cfg, stg, modality, rescale) of video and audio in stage 1 (docs/model.md 6)
 GUIDED = ((3.0, 1.0, 3.0, 0.7), (7.0, 1.0, 3.0, 0.7))
 GUIDANCE = {
     "two-stage": GUIDED,
@@ -77,7 +77,7 @@ DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.
 
 
 class Rules(NamedTuple):
-    """What one official revision does (fact sheet 0)."""
+    """What one official revision does (docs/model.md 0)."""
 
     cross: Literal["own", "other", "split"]  # noise levels of the audio-video cross attention
     bf16_positions: bool
@@ -226,7 +226,7 @@ def expected_run(case: Case, oracle: Oracle) -> dict[str, Tensor]:
 
 
 def stage_1_sigmas(steps: int, tokens: int) -> Tensor:
-    """Fact sheet 5.1; the shift is made for 4096 tokens whatever the clip has, in all recipes but HQ."""
+    """docs/model.md 5.1; the shift is made for 4096 tokens whatever the clip has, in all recipes but HQ."""
     m = (2.05 - 0.95) / (4096 - 1024)
     mu = tokens * m + (0.95 - 1024 * m)
     u = 1 - torch.arange(steps) / steps
@@ -319,7 +319,7 @@ def euler(evaluate: Evaluate, state: Tokens, levels: Sequence[float]) -> Tokens:
 
 
 def gradient_estimation(evaluate: Evaluate, state: Tokens, levels: Sequence[float]) -> Tokens:
-    """Fact sheet 5.3 with gamma 2."""
+    """docs/model.md 5.3 with gamma 2."""
     before: list[Tensor] = []
     for s, n in pairwise(levels):
         x, x0 = (state.video, state.audio), evaluate(state, s)
@@ -332,7 +332,7 @@ def gradient_estimation(evaluate: Evaluate, state: Tokens, levels: Sequence[floa
 
 
 def res_2s(evaluate: Evaluate, state: Tokens, levels: Sequence[float]) -> Tokens:
-    """Fact sheet 5.4, its loop of a hundred rounds included; float64 between the evaluations."""
+    """docs/model.md 5.4, its loop of a hundred rounds included; float64 between the evaluations."""
     free = state.given_audio is None
     masks = (state.mask.double(), torch.full((1, 1, 1), float(free)).double())
     cleans = (state.clean.double(), (torch.zeros(1, 1, 1) if free else state.given_audio).double())
@@ -363,7 +363,7 @@ def res_2s(evaluate: Evaluate, state: Tokens, levels: Sequence[float]) -> Tokens
 
 
 def injected(anchor: Tensor, target: Tensor, s: float, n: float, generator: torch.Generator) -> Tensor:
-    """SDE(A, Y, s, n, w) of fact sheet 5.4."""
+    """SDE(A, Y, s, n, w) of docs/model.md 5.4."""
     w = torch.randn(target.shape, generator=generator, dtype=torch.float64)
     w = (w - w.mean()) / w.std()
     up = 0.5 * n
@@ -485,7 +485,7 @@ def unperturbed_audio(dit: nn.Module) -> Iterator[None]:
 
 
 def guided(scales: tuple[float, float, float, float], c: Tensor, u: Tensor, p: Tensor, i: Tensor) -> Tensor:
-    """Fact sheet 6, from the conditional, unconditional, perturbed and isolated estimates."""
+    """docs/model.md 6, from the conditional, unconditional, perturbed and isolated estimates."""
     cfg, stg, modality, rescale = scales
     g = c + (cfg - 1) * (c - u) + stg * (c - p) + (modality - 1) * (c - i)
     return g * (rescale * c.std() / g.std() + (1 - rescale))

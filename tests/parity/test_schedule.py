@@ -24,5 +24,5 @@ def test_schedule(steps: int, tokens: int) -> None:
     slope = (2.05 - 0.95) / (4096 - 1024)
     mu = tokens * slope + (0.95 - 1024 * slope)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-    # 5e-7: both are float32 chains of the same five operations in different order (fact sheet 11.6)
+    # 5e-7: both are float32 chains of the same five operations in different order (docs/model.md 11.3)
     assert (scheduler.sigmas - torch.tensor(guided_sigmas(steps, tokens))).abs().max() <= 5e-7

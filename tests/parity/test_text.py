@@ -1,6 +1,6 @@
-"""Text projections and connectors against diffusers' LTX2TextConnectors with the same weights (fact sheet 3).
+"""Text projections and connectors against diffusers' LTX2TextConnectors with the same weights (docs/model.md 3).
 
-Tolerance: 1e-5 absolute in float32 on outputs of order 1 to 4, as the fact sheet suggests. The two differ in how sums
+Tolerance: 1e-5 absolute in float32 on outputs of order 1 to 4, as docs/model.md 11.3 has it. The two differ in how sums
 are split (measured: below 1e-6); a wrong position or norm shows from 1e-2 on.
 """
 
@@ -56,7 +56,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def fill_(module: nn.Module, seed: int) -> None:
-    """Non-degenerate weights of fact sheet 11.3."""
+    """Non-degenerate weights of docs/model.md 11.2."""
     generator = seeded(seed)
     with torch.no_grad():
         for name, tensor in module.named_parameters():

@@ -1,7 +1,7 @@
 """Gemma's states of the real tokens against the left-padded run of official code, and against Gemma 3 written out.
 
 Tolerance: 5e-5 absolute in float32 on states of order 1 to 11. Rotary angles at other absolute positions round
-differently (fact sheet 3.1 measured 8e-6, this model 1.6e-5); a wrong mask, window, theta or state shows from 1e-2 on.
+differently (docs/model.md 3.1 has 8e-6, this model 1.6e-5); a wrong mask, window, theta or state shows from 1e-2 on.
 """
 
 from __future__ import annotations

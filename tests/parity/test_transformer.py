@@ -1,4 +1,4 @@
-"""The transformer against diffusers' LTX2VideoTransformer3DModel with the same weights (fact sheet 11).
+"""The transformer against diffusers' LTX2VideoTransformer3DModel with the same weights (docs/model.md 11).
 
 Tolerance: 2e-6 absolute in float32 for outputs of order 1 to 7. The two differ only in how single operations are
 fused; a wrong index, rule or rope shows from 1e-2 on.
@@ -62,7 +62,7 @@ def tiny(generation: Generation, layout: Literal["split", "interleaved"] = "spli
 
 
 def fill(model: nn.Module, seed: int) -> None:
-    """Weights of fact sheet 11.3: nothing is zero or one, so no term and no row can be lost unseen."""
+    """Weights of docs/model.md 11.2: nothing is zero or one, so no term and no row can be lost unseen."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

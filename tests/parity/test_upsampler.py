@@ -13,7 +13,7 @@ from torch import nn
 diffusers = pytest.importorskip("diffusers")
 latent_upsampler = pytest.importorskip("diffusers.pipelines.ltx2.latent_upsampler")
 
-# Fact sheet 11.6: outputs of order one, a few tens of convolutions summed in another order.
+# docs/model.md 11.3: outputs of order one, a few tens of convolutions summed in another order.
 TOLERANCE = 1e-5
 
 CASES: list[Any] = [

@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 from diffusers_models import Generation, official_video_vae_key, video_vae
 from ltx2_two_stage.ltx2_core.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
 
-# Fact sheet 11.6: outputs of order one, a few tens of convolutions summed in another order.
+# docs/model.md 11.3: outputs of order one, a few tens of convolutions summed in another order.
 TOLERANCE = 1e-5
 
 LATENT_CHANNELS, ENCODER_BASE, DECODER_BASE = 16, 16, 8

@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 from diffusers_models import vocoder_key
 
-# Fact sheet 11.6. Waveforms are of order one; sums run in another order through up to a hundred convolutions.
+# docs/model.md 11.3. Waveforms are of order one; sums run in another order through up to a hundred convolutions.
 TOLERANCE = 1e-5
 # Released topology with narrow layers: 64 mel bands, all kernels, rates and dilations are the released ones.
 KERNELS, DILATIONS = (3, 7, 11), ((1, 3, 5),) * 3
@@ -117,5 +117,5 @@ def test_saturated_first_stage_needs_the_clamp() -> None:
     result, expected, other = (module(log_mel(6)) for module in (ours, theirs, unclamped))
     # Rounding grows with the last convolutions' weights.
     torch.testing.assert_close(result, expected, atol=loudness * TOLERANCE, rtol=0)
-    # Without the clamp this input gives another sound (fact sheet 7.4), so the agreement above means something.
+    # Without the clamp this input gives another sound (docs/model.md 7.4), so the agreement above means something.
     assert (other - expected).abs().max() > 0.1

@@ -15,7 +15,7 @@ _RES_BLOCKS = "audio_vae.model.params.ddconfig.num_res_blocks"
 
 @dataclass(frozen=True)
 class AudioVAEConfig:
-    """Sizes of the audio autoencoder and of the log-mel spectrogram that it works on (fact sheet 1.3 and 7.2).
+    """Sizes of the audio autoencoder and of the log-mel spectrogram that it works on (docs/model.md 1.3 and 7.2).
 
     Attributes:
         base_channels: width of the outermost level (``ch``).

@@ -39,7 +39,7 @@ class UpLevel(nn.Module):
 
 
 class AudioDecoder(nn.Module):
-    """The decoder half of the audio autoencoder (fact sheet 7.2).
+    """The decoder half of the audio autoencoder (docs/model.md 7.2).
 
     State-dict keys are those of the checkpoint after ``audio_vae.decoder.``, plus ``per_channel_statistics.*``.
     """

@@ -39,7 +39,7 @@ class DownLevel(nn.Module):
 
 
 class AudioEncoder(nn.Module):
-    """The encoder half of the audio autoencoder (fact sheet 7.2).
+    """The encoder half of the audio autoencoder (docs/model.md 7.2).
 
     State-dict keys are those of the checkpoint after ``audio_vae.encoder.``, plus ``per_channel_statistics.*``.
     """

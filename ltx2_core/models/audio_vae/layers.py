@@ -1,4 +1,4 @@
-"""Convolutions, norm and residual block that the audio encoder and decoder share (fact sheet 7.2).
+"""Convolutions, norm and residual block that the audio encoder and decoder share (docs/model.md 7.2).
 
 Tensors are (B, C, T, M): time is the height of the image, mel bands are its width. Submodule names are the official
 checkpoint's key names, which is why a causal convolution nests a ``conv``.

@@ -1,4 +1,4 @@
-"""Waveform to the log-mel spectrogram that the audio encoder was trained on (fact sheet 4.7)."""
+"""Waveform to the log-mel spectrogram that the audio encoder was trained on (docs/model.md 4.7)."""
 
 from __future__ import annotations
 

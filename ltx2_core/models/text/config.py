@@ -71,7 +71,7 @@ class TextConfig:
 
     @classmethod
     def from_metadata(cls, config: Mapping[str, Any], projection_inputs: int | None = None) -> TextConfig:
-        """Reads the ``connector_*`` and ``caption_*`` keys of ``config["transformer"]`` (fact sheet 1.3 and 3.3).
+        """Reads the ``connector_*`` and ``caption_*`` keys of ``config["transformer"]`` (docs/model.md 1.3 and 3.3).
 
         Args:
             projection_inputs: second dimension of the projection's weight, D * L: the metadata names D only. None
@@ -104,7 +104,7 @@ class TextConfig:
 
 
 def check_length(length: int, registers: int) -> None:
-    """Raises :class:`ConfigError` unless whole sets of registers fill ``length`` tokens (fact sheet 3.3)."""
+    """Raises :class:`ConfigError` unless whole sets of registers fill ``length`` tokens (docs/model.md 3.3)."""
     if length % registers:
         raise ConfigError(
             "transformer.connector_num_learnable_registers",

@@ -1,4 +1,4 @@
-"""From the text encoder's states to the embeddings that the transformer attends to (fact sheet 3.2 and 3.3)."""
+"""From the text encoder's states to the embeddings that the transformer attends to (docs/model.md 3.2 and 3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the text encoder's stacked states to one feature row per token (fact sheet 3.2)."""
+"""From the text encoder's stacked states to one feature row per token (docs/model.md 3.2)."""
 
 from __future__ import annotations
 

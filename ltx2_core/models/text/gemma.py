@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import CheckpointError, ConfigError
+from ...files.header import SUFFIXES, TensorInfo, foreign
+from ...files.json_text import parse_json
+from ...files.regular import FileChanged, read_small, unreadable
+from ...files.safetensors_file import TORCH_DTYPES
+from ...files.stamp import Stamp, stamp_of
 from ..meta_device import OnMeta
 from ..scaled_weights import FP8_NAME, dequantised
-from ..storage.header import TensorInfo, foreign
-from ..storage.json_text import parse_json
-from ..storage.regular import FileChanged, read_small, unreadable
-from ..storage.safetensors_file import TORCH_DTYPES, SafetensorsFile
-from ..storage.stamp import Stamp, stamp_of
+from ..weights_file import WeightsFile
 from .gemma_config import SLIDING, GemmaConfig, GemmaSizes
 from .tokenizer import PromptTokenizer, TokenizedPrompt
 
@@ -36,7 +37,6 @@ PREFIXES = ("language_model.model.", "model.language_model.", "language_model.",
 TEXT_TENSORS = ("embed_tokens.", "layers.", "norm.")
 SENTENCEPIECE_KEY = "spiece_model"
 
-SUFFIX = ".safetensors"  # in any case
 INDEX = "model.safetensors.index.json"
 _DTYPES = ("BF16", "F16", "F32", FP8_NAME)
 
@@ -71,7 +71,7 @@ class GemmaSource:
     dtype: torch.dtype
     bytes: int
     parameters: int
-    files: Mapping[str, tuple[SafetensorsFile, str]]
+    files: Mapping[str, tuple[WeightsFile, str]]
     tokenizer_path: Path
     stamps: Mapping[Path, Stamp | None]
 
@@ -112,7 +112,7 @@ class GemmaSource:
             file.check_unchanged()
 
     @property
-    def _shards(self) -> list[SafetensorsFile]:
+    def _shards(self) -> list[WeightsFile]:
         return list({id(file): file for file, _ in self.files.values()}.values())
 
     def load_tokenizer(self) -> PromptTokenizer:
@@ -180,7 +180,7 @@ def gemma_states(model: nn.Module, prompts: Sequence[Tensor]) -> list[Tensor]:
     """All states of some prompts' tokens, which attend to the tokens before them; in one pass over the weights.
 
     Only real tokens count: rotary positions are relative, and what fills shorter prompts up stands behind them, where
-    no token of theirs looks. So the states are those of a padded row up to rounding (fact sheet 3.1).
+    no token of theirs looks. So the states are those of a padded row up to rounding (docs/model.md 3.1).
 
     Args:
         model: as :meth:`GemmaSource.load_model` returns it.
@@ -219,18 +219,18 @@ def gemma_states(model: nn.Module, prompts: Sequence[Tensor]) -> list[Tensor]:
 def _open_folder(path: Path, setting: str) -> GemmaSource:
     folder = path if _is_there(path / "config.json") else path / "text_encoder"
     if not _is_there(folder / "config.json"):
-        raise CheckpointError(setting, path, "holds no config.json", _USE_GEMMA)
+        raise CheckpointError(setting, path, f"holds no config.json{_gguf(path, setting)}", _USE_GEMMA)
     stamps: dict[Path, Stamp | None] = {}
     text_config = _read_text_config(folder / "config.json", setting, stamps)
     tokenizer = _find_tokenizer(path, folder, setting)
     for file, most in ((tokenizer, _MOST_TOKENIZER), (tokenizer.with_name("tokenizer_config.json"), _MOST_JSON)):
         stamps[file] = _look_at(file, setting, most)
-    files = [SafetensorsFile.open(file, setting) for file in _weight_files(folder, setting, stamps)]
+    files = [WeightsFile.open(file, setting) for file in _weight_files(folder, setting, stamps)]
     return _source(path, setting, files, tokenizer, stamps, lambda sizes: GemmaConfig.from_json(sizes, text_config))
 
 
 def _open_file(path: Path, setting: str) -> GemmaSource:
-    file = SafetensorsFile.open(path, setting)
+    file = WeightsFile.open(path, setting)
     source = _source(path, setting, [file], path, {}, GemmaConfig.released)
     if SENTENCEPIECE_KEY not in file.tensors:
         fix = "Use a file in ComfyUI's layout (gemma_3_12B_it.safetensors), or a Hugging Face folder."
@@ -245,7 +245,7 @@ def _open_file(path: Path, setting: str) -> GemmaSource:
 def _source(
     path: Path,
     setting: str,
-    files: Sequence[SafetensorsFile],
+    files: Sequence[WeightsFile],
     tokenizer: Path,
     stamps: Mapping[Path, Stamp | None],
     configure: Callable[[GemmaSizes], GemmaConfig],
@@ -277,7 +277,7 @@ def _source(
     )
 
 
-def _prefix(path: Path, setting: str, files: Sequence[SafetensorsFile]) -> str:
+def _prefix(path: Path, setting: str, files: Sequence[WeightsFile]) -> str:
     """What precedes the text model's names in these files."""
     for prefix in PREFIXES:
         if any(f"{prefix}embed_tokens.weight" in file.tensors for file in files):
@@ -285,14 +285,14 @@ def _prefix(path: Path, setting: str, files: Sequence[SafetensorsFile]) -> str:
     raise CheckpointError(setting, path, "is not Gemma 3: it has no token embeddings", _USE_GEMMA)
 
 
-def _text_tensors(file: SafetensorsFile, prefix: str) -> list[tuple[str, TensorInfo]]:
+def _text_tensors(file: WeightsFile, prefix: str) -> list[tuple[str, TensorInfo]]:
     starts, beside = tuple(prefix + start for start in TEXT_TENSORS), file.scaled.beside
     return [(key, info) for key, info in file.tensors.items() if key.startswith(starts) and key not in beside]
 
 
-def _require_once(files: Sequence[SafetensorsFile], setting: str) -> None:
+def _require_once(files: Sequence[WeightsFile], setting: str) -> None:
     """Which of two tensors of one name is meant, nothing says."""
-    homes: dict[str, SafetensorsFile] = {}
+    homes: dict[str, WeightsFile] = {}
     for file in files:
         for name in file.tensors:
             if homes.setdefault(name, file) is not file:
@@ -348,12 +348,18 @@ def _weight_files(folder: Path, setting: str, stamps: dict[Path, Stamp | None]) 
             raise CheckpointError(setting, folder, problem, _DOWNLOAD_AGAIN)
         return files
     stamps[index] = None
-    files = sorted(file for file in _entries(folder, setting) if file.name.lower().endswith(SUFFIX))
+    files = sorted(file for file in _entries(folder, setting) if file.name.lower().endswith(SUFFIXES))
     if not files:
-        raise CheckpointError(setting, folder, "holds no safetensors file", _USE_GEMMA)
+        raise CheckpointError(setting, folder, f"holds no safetensors file{_gguf(folder, setting)}", _USE_GEMMA)
     if len(files) > 1 and (folder / "model.safetensors") in files:
         return [folder / "model.safetensors"]
     return files
+
+
+def _gguf(folder: Path, setting: str) -> str:
+    """What to say of a folder that holds weights in a format that is not read."""
+    found = sorted(file.name for file in _entries(folder, setting) if file.name.lower().endswith(".gguf"))
+    return f"; {found[0]} is a GGUF file, which is not read" if found else ""
 
 
 def _entries(folder: Path, setting: str) -> list[Path]:
@@ -380,7 +386,7 @@ def _indexed_names(path: Path, index: Mapping[str, Any], setting: str) -> list[s
 def _stays_inside(name: str) -> bool:
     """Whether a name is one of a file in the folder, or below it, on every system."""
     kinds = (PurePosixPath(name), PureWindowsPath(name))
-    if "\0" in name or not name.lower().endswith(SUFFIX) or len(name) > 1000:
+    if "\0" in name or not name.lower().endswith(SUFFIXES) or len(name) > 1000:
         return False
     return not any(kind.anchor or ".." in kind.parts for kind in kinds)
 

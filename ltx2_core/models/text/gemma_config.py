@@ -121,7 +121,7 @@ class GemmaConfig:
 
     @classmethod
     def released(cls, sizes: GemmaSizes) -> GemmaConfig:
-        """The settings of Gemma 3 12B, for files that carry no configuration (fact sheet 3.1)."""
+        """The settings of Gemma 3 12B, for files that carry no configuration (docs/model.md 3.1)."""
         return cls(
             sizes=sizes,
             layer_types=_layer_pattern(sizes.num_layers, DEFAULT_PATTERN),

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..storage.json_text import parse_json
+from ...files.json_text import parse_json
 
 BOS = "<bos>"
 
@@ -31,7 +31,7 @@ class TokenizedPrompt:
 
 
 class PromptTokenizer:
-    """Gemma's tokenizer as LTX-2 uses it: no chat template, one beginning token, no end token (fact sheet 3.1).
+    """Gemma's tokenizer as LTX-2 uses it: no chat template, one beginning token, no end token (docs/model.md 3.1).
 
     Args:
         split: text to ids, special tokens written in the text included, none added.

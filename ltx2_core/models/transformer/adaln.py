@@ -1,15 +1,12 @@
-"""Adaptive layer norm with one embedding shared by all blocks (PixArt-alpha, arXiv 2310.00426; fact sheet 2.3)."""
+"""Adaptive layer norm with one embedding shared by all blocks (PixArt-alpha, arXiv 2310.00426; docs/model.md 2.3)."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from ...kernels.modulation import Affine, Row
 
 SINUSOID_CHANNELS = 256
 _SINUSOID_PERIOD = 10000.0
@@ -21,42 +18,6 @@ def sinusoid(timesteps: Tensor) -> Tensor:
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.float()[..., None] * torch.exp(-math.log(_SINUSOID_PERIOD) * exponents)
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
-
-
-class Modulation(NamedTuple):
-    """Modulation numbers of a stream's noise levels. Tokens take theirs only where they are used: with few levels, as
-    in image to video, nothing of a token's size is kept.
-
-    Attributes:
-        vectors: (B, L, rows, D).
-        token_levels: (T,) which level each token has; None: there is one level, or one per token, in order.
-    """
-
-    vectors: Tensor
-    token_levels: Tensor | None = None
-
-    def rows(self, table: Tensor, start: int = 0) -> tuple[Tensor, ...]:
-        """The rows from ``start`` on, as many as ``table`` (rows, D) has, with it added: (B, t, D) each.
-
-        Axis t is T, or 1 where one noise level serves all tokens.
-        """
-        rows = (table + self.vectors[:, :, start : start + len(table)]).unbind(2)
-        if self.token_levels is None:
-            return rows
-        return tuple(row.index_select(1, self.token_levels) for row in rows)
-
-    def row(self, table: Tensor, row: int, at: int | None = None) -> Row:
-        """Row ``row`` of ``table`` (rows, D), with the vectors' row ``at`` added; the same one without ``at``."""
-        return Row(table, row, self.vectors, row if at is None else at, self.token_levels)
-
-    def affine(self, table: Tensor, scale: int, shift: int) -> Affine:
-        """Scale and shift by their rows."""
-        return Affine(self.row(table, scale), self.row(table, shift))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x * (1 + scale) + shift, in one pass over ``x``."""
-    return torch.addcmul(shift, x, 1 + scale)
 
 
 class TimestepEmbedder(nn.Module):

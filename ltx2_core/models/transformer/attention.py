@@ -1,4 +1,4 @@
-"""Multi-head attention with norms over all heads, rotary embeddings and per-head gates (fact sheet 2.5)."""
+"""Multi-head attention with norms over all heads, rotary embeddings and per-head gates (docs/model.md 2.5)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from ...kernels import attention as kernels
 from ...kernels.activation import Activation, Needs
-from ...kernels.heads import can_norm_rope, gate_heads, gate_logits, gates_need, norm_rope_
+from ...kernels.heads import gate_heads, gate_logits, gates_need, norm_rope
+from ...kernels.rope import split_heads
 from ...protocols import Attention
 from ...types import Rope
 from .batch import NONE_SKIPPED, Rows, Runs, take
-from .rope import rope_items, rotate
+from .rope import rope_items
 
 sdpa: Attention = kernels.attention
 
@@ -109,30 +110,17 @@ class MultiHeadAttention(nn.Module):
         rope, context_rope = rope and rope_items(rope, items), context_rope and rope_items(context_rope, items)
         q, k = self._positioned(own.through(self.to_q), context.through(self.to_k), rope, context_rope)
         rows = tuple(range(q.shape[0])) if context_rows is None else context_rows
-        out = self.attention(q, _shared(k, rows), rotate(take(value, rows), None, self.heads))
+        out = self.attention(q, _shared(k, rows), split_heads(take(value, rows), self.heads))
         return out.transpose(1, 2).flatten(-2)
 
     def _positioned(self, q: Tensor, k: Tensor, rope: Rope | None, context_rope: Rope | None) -> tuple[Tensor, Tensor]:
         """Queries and keys (B, T, width), normed, turned and split into heads; they are overwritten."""
-        if not (can_norm_rope(q, rope) and can_norm_rope(k, context_rope)):
-            return rotate(self.q_norm(q), rope, self.heads), rotate(self.k_norm(k), context_rope, self.heads)
-        eps = self.q_norm.eps
+        eps, weights = self.q_norm.eps, (self.q_norm.weight, self.k_norm.weight)
         assert eps is not None
-        if q.shape == k.shape and _same(rope, context_rope):
-            norm_rope_((q, k), (self.q_norm.weight, self.k_norm.weight), eps, rope)
-        else:
-            norm_rope_((q,), (self.q_norm.weight,), eps, rope)
-            norm_rope_((k,), (self.k_norm.weight,), eps, context_rope)
-        return rotate(q, None, self.heads), rotate(k, None, self.heads)
+        q, k = norm_rope((q, k), weights, eps, (rope, context_rope), self.heads)
+        return q, k
 
 
 def _shared(heads: Tensor, rows: Rows) -> Tensor:
     """A batch of these rows, copied where tokens lie in one piece: a copy by heads takes several times as long."""
     return take(heads.transpose(1, 2), rows).transpose(1, 2)
-
-
-def _same(first: Rope | None, second: Rope | None) -> bool:
-    """Whether both are one table."""
-    if first is None or second is None:
-        return first is second
-    return first is second or first.cos is second.cos

@@ -1,29 +1,40 @@
-"""One transformer block: both streams attend to themselves, to the text, to each other (fact sheet 2.2 and 2.4)."""
+"""One transformer block: both streams attend to themselves, to the text, to each other (docs/model.md 2.2 and 2.4)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels.activation import Activation, Needs
-from ...kernels.heads import gelu
+from ...kernels.gelu import linear_gelu
 from ...kernels.lanes import Lanes
-from ...kernels.modulation import Affine, Row, modulate, residual_norm
-from ...kernels.products import gelu_in_product, linear_gelu
+from ...kernels.modulation import modulate, residual_norm
+from ...kernels.rows import Affine, Row
 from ...protocols import Attention
 from ...types import StreamRope
-from .adaln import Modulation
 from .attention import MultiHeadAttention
 from .batch import BlockBatch, ExchangeRun, StreamBatch, take
 from .config import StreamConfig, TransformerConfig
+from .modulation import (
+    AUDIO_TO_VIDEO,
+    EXCHANGE_AFFINES,
+    EXCHANGE_GATE,
+    FEED_FORWARD,
+    PROMPT,
+    SELF_ATTENTION,
+    TEXT_ATTENTION,
+    VIDEO_TO_AUDIO,
+    AffineRows,
+    Modulation,
+    stream_rows,
+)
 from .rope import rope_items
 
 FEED_FORWARD_FACTOR = 4
-ONE_LANE = Lanes()
 
 
 @dataclass(frozen=True)
@@ -57,18 +68,15 @@ class Stream:
         """The tokens as a block begins with them."""
         return Step(self.x, self.update, self.gate)
 
-    def across(self, table: Tensor, start: int) -> Affine:
-        """How one direction of the exchange reads the normed tokens, with a block's table (5, D).
-
-        Unlike in the other tables, scale stands before shift here.
-        """
+    def across(self, table: Tensor, rows: AffineRows) -> Affine:
+        """How one direction of the exchange reads the normed tokens, with a block's table (5, D)."""
         assert self.cross_modulation is not None
-        return self.cross_modulation.affine(table, start, start + 1)
+        return self.cross_modulation.affine(table, rows)
 
     def exchange_gate(self, table: Tensor) -> Row:
         """What scales an update by the exchange."""
         assert self.cross_gate is not None
-        return self.cross_gate.row(table, 4, 0)
+        return self.cross_gate.row(table, EXCHANGE_GATE, 0)
 
 
 class Step(NamedTuple):
@@ -107,12 +115,7 @@ class FeedForward(nn.Module):
         """(B, T, width) -> the same shape."""
         x = x if isinstance(x, Activation) else Activation(x)
         first, _, contract = self.net
-        expand: Any = first.proj
-        if x.plain is not None and gelu_in_product(x.plain, expand):
-            hidden = Activation(linear_gelu(x.plain, expand))
-        else:
-            hidden = gelu(x.through(expand), Needs.of((contract,)))
-        return hidden.through(contract)
+        return linear_gelu(x, first.proj, contract).through(contract)  # type: ignore[arg-type]
 
 
 class StreamLayers(NamedTuple):
@@ -148,14 +151,14 @@ class TransformerBlock(nn.Module):
         self.audio_to_video_attn = layer(video, audio, config.audio)
         self.video_to_audio_attn = layer(audio, video, config.audio)
 
-        rows = 9 if config.prompt_modulation else 6
+        modulated = config.prompt_modulation
+        rows, exchange = stream_rows(modulated), EXCHANGE_AFFINES + 1
         self.scale_shift_table = nn.Parameter(torch.empty(rows, video))
         self.audio_scale_shift_table = nn.Parameter(torch.empty(rows, audio))
-        self.scale_shift_table_a2v_ca_video = nn.Parameter(torch.empty(5, video))
-        self.scale_shift_table_a2v_ca_audio = nn.Parameter(torch.empty(5, audio))
-        modulated = config.prompt_modulation
-        self.prompt_scale_shift_table = nn.Parameter(torch.empty(2, video)) if modulated else None
-        self.audio_prompt_scale_shift_table = nn.Parameter(torch.empty(2, audio)) if modulated else None
+        self.scale_shift_table_a2v_ca_video = nn.Parameter(torch.empty(exchange, video))
+        self.scale_shift_table_a2v_ca_audio = nn.Parameter(torch.empty(exchange, audio))
+        self.prompt_scale_shift_table = nn.Parameter(torch.empty(len(PROMPT), video)) if modulated else None
+        self.audio_prompt_scale_shift_table = nn.Parameter(torch.empty(len(PROMPT), audio)) if modulated else None
 
     @property
     def video_layers(self) -> StreamLayers:
@@ -172,7 +175,7 @@ class TransformerBlock(nn.Module):
         )
 
     def forward(
-        self, video: Stream | None, audio: Stream | None, batch: BlockBatch, lanes: Lanes = ONE_LANE
+        self, video: Stream | None, audio: Stream | None, batch: BlockBatch, lanes: Lanes
     ) -> tuple[Stream | None, Stream | None]:
         """Both streams after the block; a stream that is not enabled passes unchanged and still serves the other.
 
@@ -201,18 +204,18 @@ class TransformerBlock(nn.Module):
     def _attend(self, stream: Stream, layers: StreamLayers, batch: StreamBatch) -> Step:
         """Self attention, then attention to the text."""
         own, text, levels = layers.self_attention, layers.text_attention, stream.modulation
-        step, (query,) = stream.step.normed([levels.affine(layers.table, 1, 0)], self.eps, [own.self_needs])
+        step, (query,) = stream.step.normed([levels.affine(layers.table, SELF_ATTENTION)], self.eps, [own.self_needs])
         update = own(query, rope=stream.rope.self_attention, values_only=batch.values_only)
-        step = Step(step.x, update, levels.row(layers.table, 2))
+        step = Step(step.x, update, levels.row(layers.table, SELF_ATTENTION.gate))
         if layers.prompt_table is None or stream.prompt_modulation is None:
             step, (query,) = step.normed([None], self.eps, [text.query_needs])
             return Step(step.x, text(query, stream.context, context_rows=batch.contexts))
-        step, (query,) = step.normed([levels.affine(layers.table, 7, 6)], self.eps, [text.query_needs])
+        step, (query,) = step.normed([levels.affine(layers.table, TEXT_ATTENTION)], self.eps, [text.query_needs])
         context = modulate(
-            stream.context, stream.prompt_modulation.affine(layers.prompt_table, 1, 0), text.context_needs
+            stream.context, stream.prompt_modulation.affine(layers.prompt_table, PROMPT), text.context_needs
         )
         update = text(query, context, context_rows=batch.contexts)
-        return Step(step.x, update, levels.row(layers.table, 8))
+        return Step(step.x, update, levels.row(layers.table, TEXT_ATTENTION.gate))
 
     def _exchange(
         self, video: Stream, audio: Stream, v: Step, a: Step, runs: Sequence[ExchangeRun], lanes: Lanes
@@ -224,13 +227,13 @@ class TransformerBlock(nn.Module):
         to_video, to_audio = self.audio_to_video_attn, self.video_to_audio_attn
         # Both directions read the streams as they were before either update
         v, (v_query, v_context) = v.normed(
-            [video.across(v_table, 0), video.across(v_table, 2)],
+            [video.across(v_table, AUDIO_TO_VIDEO), video.across(v_table, VIDEO_TO_AUDIO)],
             self.eps,
             [to_video.query_needs, to_audio.context_needs],
         )
         with lanes.audio():
             a, (a_context, a_query) = a.normed(
-                [audio.across(a_table, 0), audio.across(a_table, 2)],
+                [audio.across(a_table, AUDIO_TO_VIDEO), audio.across(a_table, VIDEO_TO_AUDIO)],
                 self.eps,
                 [to_video.context_needs, to_audio.query_needs],
             )
@@ -253,8 +256,8 @@ class TransformerBlock(nn.Module):
 
     def _feed_forward(self, stream: Stream, step: Step, layers: StreamLayers) -> Stream:
         feed, levels = layers.feed_forward, stream.modulation
-        step, (y,) = step.normed([levels.affine(layers.table, 4, 3)], self.eps, [feed.needs])
-        return replace(stream, x=step.x, update=feed(y), gate=levels.row(layers.table, 5))
+        step, (y,) = step.normed([levels.affine(layers.table, FEED_FORWARD)], self.eps, [feed.needs])
+        return replace(stream, x=step.x, update=feed(y), gate=levels.row(layers.table, FEED_FORWARD.gate))
 
 
 def _updated(step: Step, updates: Sequence[tuple[slice, Tensor]], stream: Stream, table: Tensor) -> Step:

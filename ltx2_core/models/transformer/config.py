@@ -1,4 +1,4 @@
-"""The diffusion transformer's sizes and features, as a checkpoint's metadata states them (fact sheet 1.3)."""
+"""The diffusion transformer's sizes and features, as a checkpoint's metadata states them (docs/model.md 1.3)."""
 
 from __future__ import annotations
 

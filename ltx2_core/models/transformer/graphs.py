@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ...kernels.availability import fused
 from ...kernels.lanes import stream_for
-from ...types import BatchItem, CrossTimestepRule, Rope, StreamInput
+from ...protocols import Velocities
+from ...types import BatchItem, CrossTimestepRule, Rope, StreamInput, VelocityPair
+from .model import LTXTransformer
 
 logger = logging.getLogger("ltx2.kernels")
 
@@ -24,14 +26,12 @@ MOST_ROWS = 8_192
 # have to wait; a replay gives back what Python takes longer than the GPU: at 1,536 tokens 15 to 70 ms, few at 6,144
 LEAST_CALLS = 6
 
-Velocities = tuple[Tensor | None, Tensor | None]
-
 
 @dataclass(frozen=True)
 class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
-    outputs: Velocities
+    outputs: VelocityPair
 
 
 class GraphedCalls:
@@ -45,8 +45,9 @@ class GraphedCalls:
         calls: about how many calls of a kind there will be.
     """
 
-    def __init__(self, transformer: Any, calls: int = LEAST_CALLS) -> None:
-        self.transformer = transformer
+    def __init__(self, transformer: LTXTransformer, calls: int = LEAST_CALLS) -> None:
+        self.transformer: Velocities = transformer
+        self._blocks = transformer.transformer_blocks
         self._enough = calls >= LEAST_CALLS
         self._seen: set[Hashable] = set()
         self._captured: dict[Hashable, _Captured] = {}
@@ -59,20 +60,20 @@ class GraphedCalls:
         audio: StreamInput | None,
         items: Sequence[BatchItem],
         cross_rule: CrossTimestepRule,
-    ) -> Velocities:
+    ) -> VelocityPair:
         """As the DiT's own forward. The result of a replay is overwritten by the next one."""
         streams = [stream for stream in (video, audio) if stream is not None]
         if not self._pays(streams, items):
-            return self.transformer(video, audio, items, cross_rule)  # type: ignore[no-any-return]
+            return self.transformer(video, audio, items, cross_rule)
         key = (tuple(items), cross_rule, *(None if s is None else _signature(s) for s in (video, audio)))
         if key not in self._seen:
             self._seen.add(key)
-            return self.transformer(video, audio, items, cross_rule)  # type: ignore[no-any-return]
-        _call_pre_hooks(self.transformer)
+            return self.transformer(video, audio, items, cross_rule)
+        _call_pre_hooks(self._blocks)
         given = [tensor for stream in streams for tensor in (stream.latent, stream.timesteps, stream.sigma)]
         captured = self._captured.get(key) or self._captured_now(key, video, audio, items, cross_rule)
         if captured is None:
-            return self.transformer(video, audio, items, cross_rule)  # type: ignore[no-any-return]
+            return self.transformer(video, audio, items, cross_rule)
         for held, tensor in zip(captured.inputs, given, strict=True):
             held.copy_(tensor)
         captured.graph.replay()
@@ -166,7 +167,7 @@ def _tables(rope: Rope) -> tuple[Tensor, Tensor]:
     return rope.cos, rope.sin
 
 
-def _call_pre_hooks(transformer: nn.Module) -> None:
-    for block in transformer.get_submodule("transformer_blocks").children():
+def _call_pre_hooks(blocks: nn.Module) -> None:
+    for block in blocks.children():
         for hook in block._forward_pre_hooks.values():
             hook(block, ())

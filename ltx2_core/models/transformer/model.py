@@ -1,4 +1,4 @@
-"""The diffusion transformer of LTX-2 and LTX-2.3: noisy tokens of both streams in, velocities out (fact sheet 2)."""
+"""The diffusion transformer of LTX-2 and LTX-2.3: noisy tokens of both streams in, velocities out (docs/model.md 2)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from ...kernels.lanes import Lanes, lanes_for
 from ...protocols import Attention
-from ...types import BatchItem, CrossTimestepRule, Perturbation, StreamInput, StreamRope
-from .adaln import AdaLayerNormSingle, Modulation, modulate
+from ...types import BatchItem, CrossTimestepRule, Perturbation, StreamInput, StreamRope, VelocityPair
+from .adaln import AdaLayerNormSingle
 from .attention import sdpa
 from .batch import block_batches
 from .block import Stream, TransformerBlock
 from .config import TransformerConfig
+from .modulation import EXCHANGE_AFFINES, HEAD, PROMPT, Modulation, stream_rows
 from .rope import rope_table
 
 
@@ -55,22 +56,22 @@ class LTXTransformer(nn.Module):
         super().__init__()
         self.config = config
         video, audio = config.video.width, config.audio.width
-        rows = 9 if config.prompt_modulation else 6
+        rows = stream_rows(config.prompt_modulation)
 
         self.patchify_proj = nn.Linear(config.video.channels, video)
         self.adaln_single = AdaLayerNormSingle(video, rows)
-        self.prompt_adaln_single = AdaLayerNormSingle(video, 2) if config.prompt_modulation else None
-        self.av_ca_video_scale_shift_adaln_single = AdaLayerNormSingle(video, 4)
+        self.prompt_adaln_single = AdaLayerNormSingle(video, len(PROMPT)) if config.prompt_modulation else None
+        self.av_ca_video_scale_shift_adaln_single = AdaLayerNormSingle(video, EXCHANGE_AFFINES)
         self.av_ca_a2v_gate_adaln_single = AdaLayerNormSingle(video, 1)
-        self.scale_shift_table = nn.Parameter(torch.empty(2, video))
+        self.scale_shift_table = nn.Parameter(torch.empty(len(HEAD), video))
         self.proj_out = nn.Linear(video, config.video.channels)
 
         self.audio_patchify_proj = nn.Linear(config.audio.channels, audio)
         self.audio_adaln_single = AdaLayerNormSingle(audio, rows)
-        self.audio_prompt_adaln_single = AdaLayerNormSingle(audio, 2) if config.prompt_modulation else None
-        self.av_ca_audio_scale_shift_adaln_single = AdaLayerNormSingle(audio, 4)
+        self.audio_prompt_adaln_single = AdaLayerNormSingle(audio, len(PROMPT)) if config.prompt_modulation else None
+        self.av_ca_audio_scale_shift_adaln_single = AdaLayerNormSingle(audio, EXCHANGE_AFFINES)
         self.av_ca_v2a_gate_adaln_single = AdaLayerNormSingle(audio, 1)
-        self.audio_scale_shift_table = nn.Parameter(torch.empty(2, audio))
+        self.audio_scale_shift_table = nn.Parameter(torch.empty(len(HEAD), audio))
         self.audio_proj_out = nn.Linear(audio, config.audio.channels)
 
         captions = config.caption_channels
@@ -124,7 +125,7 @@ class LTXTransformer(nn.Module):
         audio: StreamInput | None,
         items: Sequence[BatchItem] | None = None,
         cross_rule: CrossTimestepRule = CrossTimestepRule.SPLIT,
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> VelocityPair:
         """Velocities of both streams, (B, T, C) in the latents' dtype, where B counts the items that compute it.
 
         What is equal for several items is computed once: latents and noise levels of batch 1, the text's keys and
@@ -176,7 +177,7 @@ class LTXTransformer(nn.Module):
             enabled=stream.enabled,
             modulation=Modulation(vectors, token_levels),
             # The output head takes the embedded timestep itself, for both of its rows
-            head_modulation=Modulation(embedded[:, :, None].expand(-1, -1, 2, -1), token_levels),
+            head_modulation=Modulation(embedded[:, :, None].expand(-1, -1, len(HEAD), -1), token_levels),
             prompt_modulation=prompt_modulation,
             cross_modulation=cross_modulation,
             cross_gate=cross_gate,
@@ -187,7 +188,7 @@ class LTXTransformer(nn.Module):
         shift, scale = stream.head_modulation.rows(table)
         last, _ = stream.step.normed([], self.config.norm_eps, [])
         normed = F.layer_norm(last.x, last.x.shape[-1:], eps=self.config.norm_eps)
-        return projection(modulate(normed, shift, scale))  # type: ignore[no-any-return]
+        return projection(torch.addcmul(shift, normed, 1 + scale))  # type: ignore[no-any-return]
 
     def _items(
         self, video: StreamInput | None, audio: StreamInput | None, items: Sequence[BatchItem] | None

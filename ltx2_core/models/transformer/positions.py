@@ -1,4 +1,4 @@
-"""Where tokens are: intervals [start, end) in seconds and pixels (fact sheet 2.6 and 4.4)."""
+"""Where tokens are: intervals [start, end) in seconds and pixels (docs/model.md 2.6 and 4.4)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ def video_positions(
     fps: float,
     scale: ScaleFactors,
     device: torch.device | str | None = None,
-    causal_fix: bool = True,
 ) -> Tensor:
-    """Positions of a video latent's tokens.
+    """Positions of a video latent's tokens; its first frame covers one pixel frame, as the causal VAE encodes it.
 
     Args:
         fps: frames per second of the clip.
-        causal_fix: the first latent frame covers one pixel frame only, as the causal video VAE encodes it.
 
     Returns:
         (B, 3, T, 2) float32: start and end in seconds, pixel rows, pixel columns; tokens in the order f, h, w.
     """
-    return _in_seconds(_pixel_bounds(shape, scale, causal_fix, device), fps)
+    return _in_seconds(_pixel_bounds(shape, scale, causal_fix=True, device=device), fps)
 
 
 def keyframe_positions(

@@ -1,4 +1,4 @@
-"""Rotary position embeddings over seconds and pixels (RoFormer, arXiv 2104.09864; fact sheet 2.6)."""
+"""Rotary position embeddings over seconds and pixels (RoFormer, arXiv 2104.09864; docs/model.md 2.6)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...kernels.rope import split_heads
 from ...types import Rope
 from .batch import batch_items
 from .config import RopeLayout
@@ -45,22 +46,7 @@ def rope_table(
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     if layout == "interleaved":
         return Rope(cos.repeat_interleave(2, dim=-1), sin.repeat_interleave(2, dim=-1))
-    return Rope(_split_heads(cos, heads).contiguous(), _split_heads(sin, heads).contiguous())
-
-
-def rotate(x: Tensor, rope: Rope | None, heads: int) -> Tensor:
-    """(B, T, width) queries or keys, turned and split into heads, (B, heads, T, head_dim); None only splits.
-
-    The table's rank tells its layout, see :class:`Rope`; a table of batch 1 serves every batch item. A split table may
-    be made for another number of heads: channels are turned in its grouping, and attend in the other.
-    """
-    if rope is None:
-        return _split_heads(x, heads)
-    if rope.cos.ndim == 3:
-        return _split_heads(_rotate_pairs(x, rope), heads)
-    groups = rope.cos.shape[1]
-    turned = _rotate_halves(_split_heads(x, groups), rope)
-    return turned if groups == heads else _split_heads(turned.transpose(1, 2).flatten(2), heads)
+    return Rope(split_heads(cos, heads).contiguous(), split_heads(sin, heads).contiguous())
 
 
 def rope_items(rope: Rope, items: slice) -> Rope:
@@ -72,22 +58,3 @@ def _frequencies(count: int, theta: float, float64: bool, device: torch.device) 
     # On the CPU: not every device has float64, and pow differs between devices by more than these angles forgive.
     exponents = torch.linspace(0.0, 1.0, count, dtype=torch.float64 if float64 else torch.float32, device="cpu")
     return (theta**exponents * math.pi / 2).to(device, torch.float32)
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
-
-
-def _rotate_halves(x: Tensor, rope: Rope) -> Tensor:
-    halves = torch.unflatten(x, -1, (2, -1))
-    first, second = halves.unbind(-2)
-    turned = halves * rope.cos[..., None, :]
-    turned[..., 0, :].addcmul_(second, rope.sin, value=-1)
-    turned[..., 1, :].addcmul_(first, rope.sin)
-    return turned.flatten(-2)
-
-
-def _rotate_pairs(x: Tensor, rope: Rope) -> Tensor:
-    even, odd = torch.unflatten(x, -1, (-1, 2)).unbind(-1)
-    quarter_turn = torch.stack((-odd, even), dim=-1).flatten(-2)
-    return x * rope.cos + quarter_turn * rope.sin

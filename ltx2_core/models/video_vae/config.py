@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...kernels.layout import Stride
 from ...types import ScaleFactors
 from ..config_reader import ConfigReader
 from ..counts import Count
-from .layout import Stride
 
 PIXEL_CHANNELS = 3
 PADDING_MODES = ("zeros", "reflect")
@@ -48,7 +48,7 @@ Stage = ResStage | ResampleStage
 
 @dataclass(frozen=True)
 class VideoVAEConfig:
-    """Sizes of the video autoencoder (fact sheet 1.3 and 7.1).
+    """Sizes of the video autoencoder (docs/model.md 1.3 and 7.1).
 
     Attributes:
         latent_channels: channels of the latent.

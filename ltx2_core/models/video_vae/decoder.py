@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...finite import FiniteWatch
+from ...kernels.layout import to_bytes, to_pixels
 from .config import VideoVAEConfig
 from .layers import Carry, ResBlocks, SpaceTimeConv, up_block
-from .layout import to_bytes, to_pixels
 from .statistics import LatentStatistics
 from .tiling import Tiles, Tiling
 
@@ -26,7 +26,7 @@ class NotFinitePixels(ArithmeticError):
 
 
 class VideoDecoder(nn.Module):
-    """The decoder half of the video autoencoder (fact sheet 7.1); deterministic, and not causal.
+    """The decoder half of the video autoencoder (docs/model.md 7.1); deterministic, and not causal.
 
     State-dict keys are those of the checkpoint after ``vae.decoder.``, plus ``per_channel_statistics.*``.
     """

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SettingError
+from ...kernels.layout import patchify
 from .config import PIXEL_CHANNELS, VideoVAEConfig
 from .layers import Carry, SpaceTimeConv, down_block
-from .layout import patchify
 from .statistics import LatentStatistics
 
 log = logging.getLogger("ltx2.video_vae")
 
 
 class VideoEncoder(nn.Module):
-    """The encoder half of the video autoencoder (fact sheet 7.1); every latent frame depends on the past only.
+    """The encoder half of the video autoencoder (docs/model.md 7.1); every latent frame depends on the past only.
 
     State-dict keys are those of the checkpoint after ``vae.encoder.``, plus ``per_channel_statistics.*``.
     """

@@ -1,4 +1,4 @@
-"""Convolutions over space and time that can be fed piece by piece, and the blocks made of them (fact sheet 7.1).
+"""Convolutions over space and time that can be fed piece by piece, and the blocks made of them (docs/model.md 7.1).
 
 A convolution that looks one frame ahead cannot finish a piece's last frame before the next piece is there. So every
 convolution keeps its last two input frames, is one frame late, and pads by repeating frames only where the clip itself
@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.convolution import in_order
 from ...kernels.frames import Edges, add_, window
-from ...kernels.order import in_order
+from ...kernels.layout import space_to_depth, unfold
 from .config import ResampleStage, ResStage, Stage
-from .layout import space_to_depth, unfold
 
 NORM_EPS = 1e-8  # the audio VAE has 1e-6
 KERNEL = 3

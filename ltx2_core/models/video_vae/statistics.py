@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 STATISTICS_NAMES = ("mean-of-means", "std-of-means")
 """What a loader keeps of ``vae.per_channel_statistics.*``; the file's other entries there (``channel``,
-``mean-of-stds``, ``mean-of-stds_over_std-of-means``, ...) are read by nobody (fact sheet 1.2)."""
+``mean-of-stds``, ``mean-of-stds_over_std-of-means``, ...) are read by nobody (docs/model.md 1.2)."""
 
 
 class LatentStatistics(nn.Module):

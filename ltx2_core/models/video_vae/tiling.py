@@ -1,4 +1,4 @@
-"""Cuts a latent into overlapping tiles and blends what they decode to (fact sheet 7.1, "Decode tiling")."""
+"""Cuts a latent into overlapping tiles and blends what they decode to (docs/model.md 7.1, "Decode tiling")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bandwidth extension: LTX-2.3's second generator, which adds what a 16 kHz waveform cannot hold (fact sheet 7.4)."""
+"""Bandwidth extension: 2.3's second generator, which adds what a 16 kHz waveform cannot hold (docs/model.md 7.4)."""
 
 from __future__ import annotations
 

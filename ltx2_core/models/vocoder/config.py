@@ -32,7 +32,7 @@ class FinalActivation(str, Enum):
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """One spectrogram-to-waveform network (fact sheet 7.3 and 7.4).
+    """One spectrogram-to-waveform network (docs/model.md 7.3 and 7.4).
 
     Attributes:
         mel_bins: mel bands per channel of the stereo spectrogram.
@@ -65,7 +65,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class BandwidthConfig:
-    """The bandwidth extension behind a 2.3 vocoder (fact sheet 7.4).
+    """The bandwidth extension behind a 2.3 vocoder (docs/model.md 7.4).
 
     Attributes:
         generator: network that predicts the residual at the higher rate.
@@ -125,7 +125,7 @@ def _flat_generator(section: ConfigReader, spectrogram: AudioVAEConfig | None) -
         rate = float(stated)
     if rate != int(rate):
         raise section.error("upsample_rates", f"give a broken sampling rate of {rate:g} Hz")
-    # 2.0 files may lack the keys of the head: it has a bias, and ends in tanh (fact sheet 1.3).
+    # 2.0 files may lack the keys of the head: it has a bias, and ends in tanh (docs/model.md 1.3).
     return _generator(section, _spectrogram_bins(section, spectrogram), int(rate), final_bias=True, use_tanh=True)
 
 
@@ -206,7 +206,7 @@ def _generator(
 
 def _final_activation(section: ConfigReader, defaults: Mapping[str, bool]) -> FinalActivation:
     # Absent in the first generator of 2.3, where it means true: the clamp between the stages matters when the waveform
-    # saturates (fact sheet 7.4, trap 16).
+    # saturates (docs/model.md 7.4).
     if not section.bool("apply_final_activation", True):
         return FinalActivation.NONE
     use_tanh = _flag(section, "use_tanh_at_final", defaults.get("use_tanh"))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.availability import fused
-from ...kernels.order import in_order
+from ...kernels.convolution import channels_last, unbiased
 from .activation import AntiAliasedSnake
 from .config import STEREO, BlockKind, FinalActivation, GeneratorConfig
 
 EDGE_KERNEL = 7  # of the first and the last convolution; the metadata has no key for it
 LEAKY_SLOPE = 0.1
-FINAL_LEAKY_SLOPE = 0.01  # the framework's default, not the slope of the blocks (fact sheet 7.3)
+FINAL_LEAKY_SLOPE = 0.01  # the framework's default, not the slope of the blocks (docs/model.md 7.3)
 
 
 class LeakyBlock(nn.Module):
@@ -27,10 +25,11 @@ class LeakyBlock(nn.Module):
         self.convs1 = nn.ModuleList(_conv(channels, kernel_size, dilation) for dilation in dilations)
         self.convs2 = nn.ModuleList(_conv(channels, kernel_size) for _ in dilations)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """(B, C, T) -> the same shape; nothing is left to be added."""
         for conv1, conv2 in zip(self.convs1, self.convs2, strict=True):
             x = x + conv2(F.leaky_relu(conv1(F.leaky_relu(x, LEAKY_SLOPE)), LEAKY_SLOPE))
-        return x
+        return x, None
 
 
 class AMPBlock(nn.Module):
@@ -43,27 +42,18 @@ class AMPBlock(nn.Module):
         self.acts1 = nn.ModuleList(AntiAliasedSnake(channels) for _ in dilations)
         self.acts2 = nn.ModuleList(AntiAliasedSnake(channels) for _ in dilations)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for act1, conv1, act2, conv2 in zip(self.acts1, self.convs1, self.acts2, self.convs2, strict=True):
-            x = x + conv2(act2(conv1(act1(x))))
-        return x
-
-    def unbiased(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same in channels-last order, for fused kernels; the second tensor (C,) is still to be added.
-
-        Libraries add a convolution's bias in a pass of its own, and turn other orders into this one and back.
-        """
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, C, T) -> the same shape, and a bias (C,) where one is still to be added."""
         total: Tensor | None = None
         for act1, conv1, act2, conv2 in zip(self.acts1, self.convs1, self.acts2, self.convs2, strict=True):
-            hidden, bias = _apart(conv1, act1(x, total))
-            hidden, bias = _apart(conv2, act2(hidden, bias))
-            x, total = x + hidden, bias if total is None else total + bias
-        assert total is not None
+            hidden, bias = unbiased(conv1, act1(x, total))
+            hidden, bias = unbiased(conv2, act2(hidden, bias))
+            x, total = x + hidden, _sum(total, bias)
         return x, total
 
 
 class Generator(nn.Module):
-    """A stack of transposed convolutions, each followed by the mean of parallel residual blocks (fact sheet 7.3, 7.4).
+    """Transposed convolutions, each followed by the mean of parallel residual blocks (docs/model.md 7.3, 7.4).
 
     State-dict keys are those of a 2.0 checkpoint after ``vocoder.``. Float32 is the precision to run it in: over the
     full 2.3 vocoder with random weights, bfloat16 is off by 4% (relative L2) and saves nothing that a user notices;
@@ -116,22 +106,20 @@ class Generator(nn.Module):
         return self._bounded(self.conv_post(self.act_post(x)).float())
 
     def _blocks(self, stage: int, x: Tensor) -> Tensor:
+        """The mean of the stage's residual blocks."""
         count = len(self.config.block_kernels)
-        if fused(x) and self.config.block is BlockKind.AMP:
-            return self._fused_blocks(list(self.resblocks)[stage * count : (stage + 1) * count], x)
-        total: Tensor = self.resblocks[stage * count](x)
+        if self.config.block is BlockKind.AMP:
+            x = channels_last(x)
         # Summed one at a time: the activations at the full rate are the vocoder's largest tensors.
-        for index in range(stage * count + 1, (stage + 1) * count):
-            total = total + self.resblocks[index](x)
-        return total / count
-
-    def _fused_blocks(self, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
-        x = x.transpose(1, 2).contiguous().transpose(1, 2)
-        outs: Iterator[tuple[Tensor, Tensor]] = (cast(AMPBlock, block).unbiased(x) for block in blocks)
+        outs: Iterator[tuple[Tensor, Tensor | None]] = (
+            block(x) for block in list(self.resblocks)[stage * count : (stage + 1) * count]
+        )
         total, bias = next(outs)
         for out, more in outs:
-            total, bias = total.add_(out), bias + more
-        return total.add_(bias.unsqueeze(-1)).div_(len(blocks))
+            total, bias = total.add_(out), _sum(bias, more)
+        if bias is not None:
+            total.add_(bias.unsqueeze(-1))
+        return total.div_(count)
 
     def _bounded(self, waveform: Tensor) -> Tensor:
         if self.config.final_activation is FinalActivation.TANH:
@@ -150,15 +138,8 @@ def _still_infinite(limited: Tensor, waveform: Tensor) -> Tensor:
     return limited.add_(waveform - waveform)
 
 
-def _apart(conv: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A convolution of (B, C, T) without its bias, and the bias.
-
-    Libraries keep channels-last order for pictures only: here for one of a single row.
-    """
-    assert isinstance(conv, nn.Conv1d) and conv.bias is not None
-    weight, dilation, taps = in_order(conv.weight).unsqueeze(2), conv.dilation[0], conv.kernel_size[0]
-    padding = 0, dilation * (taps - 1) // 2
-    return F.conv2d(x.unsqueeze(2), weight, None, padding=padding, dilation=(1, dilation)).squeeze(2), conv.bias
+def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return second if first is None else first if second is None else first + second
 
 
 def _conv(channels: int, kernel_size: int, dilation: int = 1) -> nn.Conv1d:

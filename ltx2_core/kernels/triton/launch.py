@@ -17,12 +17,12 @@ import triton
 from torch import Tensor
 from triton.runtime import driver
 
+from .compiled import OPTIONS, launch_compiled
+
 logger = logging.getLogger("ltx2.kernels")
 
 # Triton compiles a form of its own for pointers that are no multiple of this
 ALIGNMENT = 16
-# A product and a sum may be rounded once. Triton's default up to 3.9, which warns that it will change
-OPTIONS = {"enable_fp_fusion": True}
 
 
 class Launched:
@@ -89,25 +89,14 @@ def power_of_2_from(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def launch_compiled(kernel: Any, grid: tuple[int, ...], device: int, *arguments: Any) -> None:
-    """Launches what Triton has compiled, with addresses for pointers, as Triton does when it has found it.
-
-    Profilers' hooks are left out.
-    """
-    x, y, z = (*grid, 1, 1)[:3]
-    stream = driver.active.get_current_stream(device)
-    kernel.run(x, y, z, stream, kernel.function, kernel.packed_metadata, None, None, None, *arguments)
-
-
 @lru_cache(maxsize=8)
 def launches_again(device: int) -> bool:
     """Whether this Triton launches a compiled kernel by addresses, tried out once."""
     try:
-        from .trial_triton import trial_again
+        from .trial import trial_again
 
-        works = trial_again(torch.device("cuda", device))
+        return trial_again(torch.device("cuda", device))
     except Exception as error:
         # Releases differ in what a compiled kernel takes; Triton's own way to it is there, and slower
         logger.debug("kernels are launched as Triton does: %s", error)
         return False
-    return works

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import OPTIONS, launch_compiled
+from .compiled import OPTIONS, launch_compiled
 
 SIZE = 16
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from ltx2_two_stage.ltx2_core.errors import CheckpointError
-from ltx2_two_stage.ltx2_core.loading.checkpoint import SafetensorsFile
-from ltx2_two_stage.ltx2_core.loading.header import DTYPE_BITS
+from ltx2_two_stage.ltx2_core.files import byte_reader, header
+from ltx2_two_stage.ltx2_core.files.header import DTYPE_BITS
+from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from safetensors.torch import save_file
 
 
@@ -112,6 +113,14 @@ def test_a_file_of_another_format_is_named(tmp_path: Path, content: bytes, words
 
 
 ZEROS = bytes(8)
+
+
+def numbers(digits: int) -> bytes:
+    """A header whose tensor has a shape, and an end, of this many digits."""
+    number = b"9" * digits
+    return b'{"a":{"dtype":"F32","shape":[' + number + b'],"data_offsets":[0,' + number + b"]}}"
+
+
 DAMAGED = {
     "json": (header_bytes(b'{"a": '), "not valid JSON"),
     "incomplete-entry": (header_bytes({"a": {"dtype": "F32"}}), "entry of a is incomplete"),
@@ -134,6 +143,25 @@ DAMAGED = {
     ),
     "truncated-header": (header_bytes({"a": entry()})[:20], "its header alone takes"),
     "trailing": (header_bytes({"a": entry()}) + ZEROS + b"xx", "2 bytes behind the last tensor"),
+    "outside": (header_bytes({"a": entry(begin=8, end=16)}) + ZEROS, "a starts at byte 8, expected 0"),
+    "twice": (header_bytes(b'{"a":%s,"a":%s}' % ((json.dumps(entry()).encode(),) * 2)) + ZEROS, "a is named twice"),
+    "key-twice": (
+        header_bytes(b'{"a":{"dtype":"F32","shape":[2],"shape":[2],"data_offsets":[0,8]}}') + ZEROS,
+        "shape is named twice",
+    ),
+    "20-digits": (header_bytes(numbers(20)), "a has sizes that are not whole numbers"),
+    "6000-digits": (header_bytes(numbers(6000)), "a has sizes that are not whole numbers"),
+    "large-dimension": (header_bytes({"a": entry(shape=(2**48 + 1,))}) + ZEROS, "one larger than any file"),
+    "large-product": (header_bytes({"a": entry(shape=(2**48,) * 8)}) + ZEROS, "takes 8 bytes, which does not fit"),
+    "dimensions": (header_bytes({"a": entry(shape=(1,) * 9)}) + ZEROS, "a has 9 dimensions"),
+    "broken-size": (header_bytes({"a": {**entry(), "shape": [2.0]}}) + ZEROS, "not whole numbers"),
+    "truth-size": (header_bytes({"a": {**entry(), "shape": [True, 2]}}) + ZEROS, "not whole numbers"),
+    "long-name": (header_bytes({"a" * 501: entry()}) + ZEROS, "a tensor's name has 501 characters"),
+    "nested": (header_bytes(b'{"a":' + b"[" * 100_000), r"not valid JSON: nested too deeply"),
+    "many-tensors": (
+        header_bytes({f"{n}": entry("U8", (0,), end=0) for n in range(50_001)}),
+        "lists 50,001 tensors, more than the 50,000 that are read",
+    ),
     "metadata-values": (header_bytes({"__metadata__": {"config": 1}, "a": entry()}) + ZEROS, "must be text"),
     "config-json": (header_bytes({"__metadata__": {"config": "{"}, "a": entry()}) + ZEROS, "not a JSON object"),
     "config-list": (header_bytes({"__metadata__": {"config": "[]"}, "a": entry()}) + ZEROS, "not a JSON object"),
@@ -145,6 +173,23 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, words: str) -
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
+        SafetensorsFile.open(path, "checkpoint")
+
+
+def test_a_header_that_is_too_long_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(text: bytes) -> None:
+        raise AssertionError("the header is parsed")
+
+    monkeypatch.setattr(header, "parse_json", refuse)
+    path, most = tmp_path / "model.safetensors", 16 * 2**20
+    for length, words in ((most + 1, "has a header of 16,777,217 bytes"), (2**40, "its header alone takes")):
+        path.write_bytes(length.to_bytes(8, "little") + b"{")
+        os.truncate(path, 8 + most + 1)  # holes: nothing is written
+        with pytest.raises(CheckpointError, match=words):
+            SafetensorsFile.open(path, "checkpoint")
+    path.write_bytes(most.to_bytes(8, "little") + b"{")
+    os.truncate(path, 8 + most)
+    with pytest.raises(AssertionError, match="is parsed"):
         SafetensorsFile.open(path, "checkpoint")
 
 
@@ -187,6 +232,47 @@ def test_a_file_that_changed_since_it_was_opened_is_not_read(sound: tuple[Path, 
     os.utime(sound[0], ns=(0, 0))
     with pytest.raises(CheckpointError, match="changed on disk"):
         file.read(["a"])
+
+
+@pytest.mark.parametrize("size", [0, 100], ids=["cut", "longer"])
+def test_a_file_that_changes_while_it_is_read_is_an_error(
+    sound: tuple[Path, dict[str, torch.Tensor]], size: int
+) -> None:
+    reading = SafetensorsFile.open(sound[0], "checkpoint").each(["a", "b", "c"])
+    name, first = next(reading)
+    os.truncate(sound[0], size and sound[0].stat().st_size + size)
+    with pytest.raises(CheckpointError, match="changed on disk"):
+        list(reading)
+    assert torch.equal(first, sound[1][name])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which files a process maps")
+def test_no_file_is_mapped(sound: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    file = SafetensorsFile.open(sound[0], "checkpoint")
+    read = file.read(sound[1])
+    assert len(read) == 4 and str(sound[0]) not in Path("/proc/self/maps").read_text()
+
+
+def test_large_tensors_are_read_by_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(byte_reader, "_ALONE", 100)
+    monkeypatch.setattr(byte_reader, "_CHUNK", 1000)
+    expected = torch.arange(5003, dtype=torch.int32)
+    save_file({"a": expected, "b": torch.zeros(0)}, tmp_path / "large.safetensors")
+    file = SafetensorsFile.open(tmp_path / "large.safetensors", "checkpoint")
+    ((_, found),) = file.each(["a"])
+    assert torch.equal(found, expected)
+    columns = torch.zeros(5003, 2, dtype=torch.int32)
+    file.read_into({"a": columns[:, 1], "b": torch.ones(0)})
+    assert torch.equal(columns[:, 1], expected) and not columns[:, 0].any()
+
+
+def test_only_a_small_tensor_is_a_marker(tmp_path: Path) -> None:
+    path = tmp_path / "markers.safetensors"
+    save_file({"small": torch.arange(4, dtype=torch.uint8), "large": torch.zeros(2**16 + 1, dtype=torch.uint8)}, path)
+    file = SafetensorsFile.open(path, "checkpoint")
+    assert file.read_bytes("small") == bytes(range(4))
+    with pytest.raises(CheckpointError, match=r"a marker of 65,537 bytes \(large\)"):
+        file.read_bytes("large")
 
 
 def test_an_unknown_tensor_is_named(sound: tuple[Path, dict[str, torch.Tensor]]) -> None:

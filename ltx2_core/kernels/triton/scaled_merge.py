@@ -1,12 +1,12 @@
-"""Triton's version of :mod:`.scaled_merge`. One program takes one row."""
+"""Changes of fp8 weights with a scale for each row. One program takes one row."""
 
 from __future__ import annotations
 
 import triton.language as tl
 from torch import Tensor
 
+from ..quantise import FP8_MAX, SMALLEST
 from .launch import launched, power_of_2_from
-from .quantise import FP8_MAX, SMALLEST
 
 SMALLEST_MAX = tl.constexpr(SMALLEST)
 INVERSE_MAX = tl.constexpr(1 / FP8_MAX)

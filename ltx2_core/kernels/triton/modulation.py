@@ -1,4 +1,4 @@
-"""Triton's version of :mod:`.modulation`. One program takes a few rows, a whole row at a time."""
+"""Residual updates, norms and modulation. One program takes a few rows, a whole row at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .activation import Activation, Needs
+from ..activation import Activation, Needs
+from ..rows import Affine, Row
+from .fp8 import LARGEST_FP8, SMALLEST_MAGNITUDE, empty_rows
 from .launch import launched, power_of_2_from
-from .modulation import Affine, Row
-from .quantise import FP8, FP8_MAX, SMALLEST, Quantised
 
 # Where rows are many, a program takes several, so that it reads the modulation once for all of them
 ROWS_PER_PROGRAM = 4
@@ -39,13 +39,9 @@ def _write(y, out, fp8, scales, offset, row, columns, inside, PLAIN: tl.constexp
         tl.store(out + offset + columns, y.to(out.dtype.element_ty), mask=inside)
     if QUANTISED:
         y = tl.where(inside, y, 0.0)
-        scale = tl.maximum(tl.max(tl.abs(y), 0), SMALLEST_SCALE) / LARGEST_FP8
+        scale = tl.maximum(tl.max(tl.abs(y), 0), SMALLEST_MAGNITUDE) / LARGEST_FP8
         tl.store(fp8 + offset + columns, (y / scale).to(fp8.dtype.element_ty), mask=inside)
         tl.store(scales + row, scale)
-
-
-SMALLEST_SCALE = tl.constexpr(SMALLEST)
-LARGEST_FP8 = tl.constexpr(FP8_MAX)
 
 
 # Numbers that are 0, 1 or a multiple of 16 by chance would each compile a kernel of their own
@@ -186,7 +182,7 @@ def residual_norm(
     needs: Sequence[Needs],
     updated: slice,
 ) -> tuple[Tensor, tuple[Activation, ...]]:
-    """As :func:`.modulation.residual_norm`; ``eps`` None leaves the norm out."""
+    """As the contract's; ``eps`` None leaves the norm out."""
     x = x.contiguous()
     batch, tokens, width = x.shape
     rows = batch * tokens
@@ -268,13 +264,7 @@ def _row_pointers(row: Row | None) -> tuple[Tensor | None, ...]:
 
 
 def _result(x: Tensor, needs: Needs) -> Activation:
-    quantised = None
-    if needs.quantised:
-        quantised = Quantised(
-            torch.empty(x.shape, dtype=FP8, device=x.device),
-            torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device),
-        )
-    return Activation(torch.empty_like(x) if needs.plain else None, quantised)
+    return Activation(torch.empty_like(x) if needs.plain else None, empty_rows(x) if needs.quantised else None)
 
 
 def _pointers(results: Sequence[Activation]) -> list[Tensor | None]:

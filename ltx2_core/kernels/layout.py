@@ -1,11 +1,11 @@
-"""Moves between space, time and channels, in the channel orders of the official weights (fact sheet 7.1)."""
+"""Moves between space, time and channels, in the channel orders of the official weights (docs/model.md 7.1)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ...kernels.availability import fused
+from .availability import fused
 
 Stride = tuple[int, int, int]  # time, height, width
 
@@ -48,9 +48,9 @@ def unfold(x: Tensor, bias: Tensor | None, stride: Stride, dropped: int) -> Tens
     ``x`` is overwritten where a bias is given.
     """
     if fused(x):
-        from ...kernels import frames_triton
+        from .triton.layout import unfold as kernel
 
-        return frames_triton.unfold(x, bias, stride, dropped)
+        return kernel(x, bias, stride, dropped)
     if bias is not None:
         x.add_(bias.view(-1, 1, 1, 1))
     return depth_to_space(x, stride)[:, :, dropped:]
@@ -71,11 +71,11 @@ def to_bytes(x: Tensor, bias: Tensor, patch: int) -> Tensor:
 
     Returns:
         (F, H * patch, W * patch, 3) uint8, contiguous, on the device of ``x``. Truncated, not rounded, and clipped, as
-        in the official code (fact sheet 7.1).
+        in the official code (docs/model.md 7.1).
     """
     if fused(x):
-        from ...kernels import frames_triton
+        from .triton.layout import to_bytes as kernel
 
-        return frames_triton.to_bytes(x, bias, patch)
+        return kernel(x, bias, patch)
     unit = to_pixels(x[:1], bias, patch)[0].float().add(1.0).mul_(0.5).clamp_(0.0, 1.0)
     return unit.mul_(255.0).to(torch.uint8).permute(1, 2, 3, 0).contiguous()  # CFHW -> FHWC

@@ -1,4 +1,4 @@
-"""Triton's version of :mod:`.heads`. One program takes one row: all heads of a token."""
+"""What happens to queries, keys and attention results. One program takes one row: all heads of a token."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..types import Rope
-from .activation import Activation, Needs
-from .heads import GATE_CHANNELS
+from ...types import Rope
+from ..activation import Activation, Needs
+from ..quantise import Quantised
+from .fp8 import LARGEST_FP8, SMALLEST_MAGNITUDE, empty_rows
 from .launch import launched, power_of_2_from
-from .modulation_triton import LARGEST_FP8, SMALLEST_SCALE
-from .quantise import FP8, Quantised
 
 
 @triton.jit
@@ -64,7 +63,13 @@ def _norm_rope(
 
 
 def norm_rope_(x: tuple[Tensor, ...], weights: tuple[Tensor, ...], eps: float, rope: Rope | None) -> None:
-    """As :func:`.heads.norm_rope_`."""
+    """Norm and rotary embedding of one or two tensors (B, T, width) of the same shape, in place.
+
+    Args:
+        x: queries, keys, or both, which share the rotary table.
+        weights: (width,) of each one's norm.
+        rope: split layout, batch 1 or B; None leaves the turning out.
+    """
     first, second = x[0], x[-1]
     batch, tokens, width = first.shape
     groups, half = (1, power_of_2_from(width) // 2) if rope is None else (rope.cos.shape[1], rope.cos.shape[3])
@@ -102,16 +107,16 @@ def _gate_heads(
     if PLAIN:
         tl.store(x + places, y.to(x.dtype.element_ty))
     if QUANTISED:
-        scale = tl.maximum(tl.max(tl.max(tl.abs(y), 1), 0), SMALLEST_SCALE) / LARGEST_FP8
+        scale = tl.maximum(tl.max(tl.max(tl.abs(y), 1), 0), SMALLEST_MAGNITUDE) / LARGEST_FP8
         tl.store(fp8 + places, (y / scale).to(fp8.dtype.element_ty))
         tl.store(scales + row, scale)
 
 
 def gate_heads(x: Tensor, logits: Tensor | None, heads: int, needs: Needs) -> Activation:
-    """As :func:`.heads.gate_heads`."""
+    """As the contract's."""
     x = x.contiguous()
     width = x.shape[-1]
-    quantised = _empty(x) if needs.quantised else None
+    quantised = empty_rows(x) if needs.quantised else None
     _gate_heads(
         (x.numel() // width,),
         (x, logits.contiguous() if logits is not None else None, *(quantised or (None, None))),
@@ -143,8 +148,8 @@ def _gate_logits(
     tl.store(out + places, total.to(out.dtype.element_ty), mask=inside[:, None])
 
 
-def gate_logits(x: Quantised, weight: Tensor, bias: Tensor) -> Tensor:
-    """As :func:`.heads.gate_logits`."""
+def gate_logits(x: Quantised, weight: Tensor, bias: Tensor, channels: int) -> Tensor:
+    """As the contract's, for tokens in fp8, whose width ``channels`` divides: so many are taken at a time."""
     values = x.values.contiguous()
     heads, width = weight.shape
     rows = values.numel() // width
@@ -154,40 +159,7 @@ def gate_logits(x: Quantised, weight: Tensor, bias: Tensor) -> Tensor:
         (-(-rows // per_program),),
         (values, x.scales.contiguous(), weight, bias, out),
         (rows, width),
-        (heads, per_program, GATE_CHANNELS),
+        (heads, per_program, channels),
         num_warps=4,
     )
     return out
-
-
-@launched(pointers=3)
-def _gelu_quantised(x, fp8, scales, D, BLOCK: tl.constexpr):
-    row = tl.program_id(0)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < D
-    offset = row.to(tl.int64) * D
-    y = tl.load(x + offset + columns, mask=inside, other=0.0).to(tl.float32)
-    # x * (1 + tanh(u)) / 2 = x * sigmoid(2u)
-    y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
-    scale = tl.maximum(tl.max(tl.abs(y), 0), SMALLEST_SCALE) / LARGEST_FP8
-    tl.store(fp8 + offset + columns, (y / scale).to(fp8.dtype.element_ty), mask=inside)
-    tl.store(scales + row, scale)
-
-
-def gelu_quantised(x: Tensor) -> Activation:
-    """The tanh form of GELU of (B, T, D), in fp8."""
-    x = x.contiguous()
-    width = x.shape[-1]
-    block = power_of_2_from(width)
-    quantised = _empty(x)
-    _gelu_quantised(
-        (x.numel() // width,), (x, *quantised), (width,), (block,), num_warps=max(1, min(16, block // 1024))
-    )
-    return Activation(None, quantised)
-
-
-def _empty(x: Tensor) -> Quantised:
-    return Quantised(
-        torch.empty(x.shape, dtype=FP8, device=x.device),
-        torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device),
-    )

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError
-from ..scaled_weights import ScaledWeights, ScaledWeightsError
+from ..errors import CheckpointError
 from .byte_reader import ByteReader, Piece
 from .header import TensorInfo, read_header
 from .json_text import parse_json
@@ -33,6 +32,7 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "I64": torch.int64,
 }
 PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+F = TypeVar("F", bound="SafetensorsFile")
 _USE_BF16 = "Use the bf16 file of the same model."
 _MOST_BYTES = 2**16  # of a tensor that is read while a header is checked
 
@@ -56,7 +56,7 @@ class SafetensorsFile:
     stamp: Stamp
 
     @classmethod
-    def open(cls, path: Path, setting: str) -> SafetensorsFile:
+    def open(cls: type[F], path: Path, setting: str) -> F:
         """Reads the header only.
 
         Raises:
@@ -76,18 +76,6 @@ class SafetensorsFile:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(info.nbytes for info in self.tensors.values())
-
-    @cached_property
-    def scaled(self) -> ScaledWeights:
-        """The fp8 tensors.
-
-        Raises:
-            CheckpointError: weights are quantised in another way, or scales and markers do not fit the weights.
-        """
-        try:
-            return ScaledWeights.find(self.tensors, self.metadata, self._bytes)
-        except ScaledWeightsError as error:
-            raise self.error(error.problem, error.fix) from error
 
     def error(self, problem: str, fix: str) -> CheckpointError:
         """An error about this file."""
@@ -152,6 +140,21 @@ class SafetensorsFile:
         for name, tensor in self.each(targets.keys() - direct.keys()):
             targets[name].copy_(tensor)
 
+    def read_bytes(self, name: str) -> bytes:
+        """The bytes of a small tensor, such as a marker that says how weights are stored.
+
+        Raises:
+            CheckpointError: it is larger than any such marker, the file changed since it was opened, or cannot be read.
+        """
+        info = self.tensors[name]
+        if info.nbytes > _MOST_BYTES:
+            problem = f"has a marker of {info.nbytes:,} bytes ({name}), more than any can have"
+            raise self.error(problem, "Use the official file.")
+        memory = torch.empty(info.nbytes, dtype=torch.uint8)
+        with self._reader() as reader:
+            reader.read(self._pieces({name: memory}))
+        return memory.numpy().tobytes()
+
     def _fits(self, name: str, target: Tensor) -> bool:
         shape, dtype = self.tensors[name].shape, TORCH_DTYPES.get(self.tensors[name].dtype)
         return target.is_contiguous() and target.dtype is dtype and tuple(target.shape) == shape
@@ -175,17 +178,6 @@ class SafetensorsFile:
                 yield reader
         except OSError as error:
             raise unreadable(self.setting, self.path, error) from error
-
-    def _bytes(self, name: str) -> bytes:
-        """Of a small tensor."""
-        info = self.tensors[name]
-        if info.nbytes > _MOST_BYTES:
-            problem = f"has a marker of {info.nbytes:,} bytes ({name}), more than any can have"
-            raise self.error(problem, "Use the official file.")
-        memory = torch.empty(info.nbytes, dtype=torch.uint8)
-        with self._reader() as reader:
-            reader.read([(self.stamp.size - self.nbytes + info.offset, memory)])
-        return memory.numpy().tobytes()
 
 
 def _config(metadata: Mapping[str, str], path: Path, setting: str) -> Mapping[str, Any] | None:

@@ -11,7 +11,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .frames_triton import rows_of
+from .channels_last import rows_of
 from .launch import launched, power_of_2_from
 
 TILE = 4096  # numbers that a program takes
@@ -82,19 +82,7 @@ def _apply(
 def normalised(
     x: Tensor, bias: Tensor, groups: int, weight: Tensor, shift: Tensor, eps: float, skip: Tensor | None
 ) -> Tensor:
-    """SiLU(norm(x + bias) + skip), with the norm over groups of channels and all places of a clip.
-
-    Args:
-        x: (B, C, F, H, W); overwritten where it is in channels-last order.
-        bias: (C,), of the convolution that made ``x``.
-        groups: a divisor of C.
-        weight, shift: (C,), of the norm.
-        eps: of the norm.
-        skip: as ``x``.
-
-    Returns:
-        As ``x``, in channels-last order.
-    """
+    """As the contract's; ``x`` is overwritten where it is in channels-last order."""
     x, x_rows = rows_of(x)
     beside, beside_rows = (x, x_rows) if skip is None else rows_of(skip)
     batch, channels = x.shape[:2]

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from ...errors import CheckpointError, is_out_of_memory
+from ..errors import CheckpointError, is_out_of_memory
 from .stamp import Stamp
 
 _KINDS = (

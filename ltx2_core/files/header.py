@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...errors import CheckpointError
+from ..errors import CheckpointError
 from .json_text import parse_json
 from .regular import open_regular, require_stamp, unreadable
 from .stamp import Stamp
 
+SUFFIXES = (".safetensors", ".sft")  # of the format, in any case
 _LENGTH_BYTES = 8
 # The released files' headers have 1 MB, and trainers write some MB of statistics. The format allows 100 MB, which take
 # seconds and gigabytes to parse.

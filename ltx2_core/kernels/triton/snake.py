@@ -1,4 +1,4 @@
-"""Triton's version of the anti-aliased SnakeBeta activation: both filters and the sine in one kernel.
+"""The anti-aliased SnakeBeta activation: both filters and the sine in one kernel.
 
 Memory is in channels-last order, in which the convolutions beside it are faster. A program takes a stretch of a few
 channels. It writes what the sine makes at twice the rate, with three samples more at each end, to a place of its own in
@@ -79,15 +79,7 @@ def _snake(
 def anti_aliased_snake(
     x: Tensor, bias: Tensor | None, alpha: Tensor, beta: Tensor, eps: float, up: Tensor, down: Tensor
 ) -> Tensor:
-    """The activation of (B, C, T), in channels-last order.
-
-    Args:
-        x: (B, C, T).
-        bias: (C,), still to be added to ``x``.
-        alpha, beta: (C,), logarithms.
-        eps: added to the exponential of ``beta``.
-        up, down: (1, 1, 12), the filters in front of and behind the sine.
-    """
+    """As the contract's; the filters have 12 taps."""
     x = x.transpose(1, 2).contiguous()
     batch, length, channels = x.shape
     out = torch.empty_like(x)
