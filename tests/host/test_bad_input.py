@@ -12,7 +12,8 @@ import av
 import numpy as np
 import pytest
 from host_graphs import RECIPE, Prompt, loader, node
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from scipy.io import wavfile
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
@@ -182,3 +183,26 @@ def test_what_the_files_tell_fails_before_any_text_is_encoded(host: Any, name: s
 def test_the_good_graph_runs(host: Any) -> None:
     host.run(clip())
     host.run(with_images(0, -1))
+
+
+def test_numbers_that_are_none_are_refused_by_name(host: Any) -> None:
+    """In a latent that is loaded, and in a sound: nothing is upsampled or encoded for them."""
+    saved = load_file(host.run(clip())["save"][0])
+    saved["latent_tensor"][0, 0, 0, 0, 0] = float("nan")
+    save_file(saved, host.base / "input" / "nan.latent")
+    up = {
+        "loader": clip()["loader"],
+        "video": node("LoadLatent", latent="nan.latent"),
+        "up": node("LTX2TwoStageUpsample", pipeline=["loader", 0], latent=["video", 0]),
+        "save": node("SaveLatent", samples=["up", 0], filename_prefix="bad"),
+    }
+    error = host.failed(up)
+    assert (error["node_id"], "latent = " in error["exception_message"]) == ("up", True)
+    assert "values that are not finite (NaN or infinity)" in error["exception_message"]
+    samples = np.zeros(4800, np.float32)
+    samples[100] = np.nan
+    with (host.base / "input" / "nan.wav").open("wb") as file:
+        wavfile.write(file, 48_000, samples)
+    error = host.failed(with_sound("nan.wav"))
+    assert (error["node_id"], "audio = " in error["exception_message"]) == ("stage1", True)
+    assert "not finite" in error["exception_message"] and "text" not in error["executed"]
