@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..components import COMPONENTS, PARTS, weight_dtype
 from ..errors import CheckpointError, ConfigError, SettingError
 from ..files.saving import check_path
+from ..files.stamp import Stamp
 from ..limits import checked
 from ..models.audio_vae import AudioVAEConfig
 from ..models.text.config import TextConfig
@@ -181,7 +182,8 @@ class ModelSet:
 
     @property
     def distilled_adapters(self) -> frozenset[str]:
-        return frozenset(a.name for a in self.adapters if a.source is None or is_distilled_lora(a.source.path.name))
+        official = {adapter.lora.file.stamp for adapter in self.adapters if adapter.source is None}
+        return frozenset(adapter.name for adapter in self.adapters if _is_distilled(adapter, official))
 
     @property
     def user_adapters(self) -> Mapping[str, str]:
@@ -195,7 +197,7 @@ class ModelSet:
     def notices(self) -> tuple[str, ...]:
         """Sentences about the files that the user should read."""
         found = [notice for adapter in self.adapters for notice in adapter.notices]
-        return tuple(dict.fromkeys([*self.file_notices, *found]))
+        return tuple(dict.fromkeys([*self.file_notices, *found, *_added_up(self.adapters)]))
 
     def tokenizer(self) -> PromptTokenizer:
         return self.gemma.load_tokenizer()
@@ -368,6 +370,27 @@ def _adapter(source: LoRASource, lora: LoRAFile, layers: Mapping[str, tuple[int,
     notices = check_fit(lora, layers, generation)
     identity = f"{source.path.resolve()} {' '.join(map(str, lora.file.stamp))}"
     return Adapter(f"lora_{sha256(os.fsencode(identity)).hexdigest()[:16]}", lora, source, notices)
+
+
+def _is_distilled(adapter: Adapter, official: Collection[Stamp]) -> bool:
+    """Whether it is the distilled LoRA: given as such, the same file under whatever name, or one of its names."""
+    return adapter.lora.file.stamp in official or (
+        adapter.source is not None and is_distilled_lora(adapter.source.path.name)
+    )
+
+
+def _added_up(adapters: Collection[Adapter]) -> Iterator[str]:
+    """A sentence about each file that acts several times in one stage."""
+    same: dict[str, list[Adapter]] = {}
+    for adapter in adapters:
+        if adapter.source is not None:
+            same.setdefault(adapter.name, []).append(adapter)
+    for given in same.values():
+        strengths = {stage: [s for a in given if (s := a.strength(stage, (0.0, 0.0)))] for stage in _STAGES.values()}
+        sums = [f"{sum(values):g} in stage {stage}" for stage, values in strengths.items() if len(values) > 1]
+        if sums:
+            file = given[0].lora.file.path.name
+            yield f"The LoRA {file} is given more than once: its strengths add up to {' and '.join(sums)}."
 
 
 def _check_gemma(gemma: GemmaSource, text: TextConfig) -> None:
