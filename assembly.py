@@ -18,6 +18,7 @@ from .device_manager.modes import UnknownMode, requested_mode
 from .device_manager.modes.mode import Mode
 from .device_manager.placed import ComponentSpec
 from .device_manager.policy import Decision, DoesNotFit, choose, without_gpu
+from .ltx2_core.components import COMPONENTS
 from .ltx2_core.errors import SettingError, is_out_of_memory
 from .ltx2_core.loading.lora import merge, set_adapters
 from .ltx2_core.protocols import Models
@@ -190,10 +191,6 @@ def _facts(models: LoadableModels, device: torch.device, size: VideoSize, pinnin
     )
 
 
-_SMALL = (
-    Component.VIDEO_ENCODER,
-    Component.VIDEO_DECODER,
-    Component.AUDIO_DECODER,
-    Component.VOCODER,
-    Component.UPSAMPLER,
-)
+# VAEs, vocoder and upsampler, as far as every run needs them
+_LARGE = (Component.TRANSFORMER, Component.TEXT_CONNECTOR)
+_SMALL = tuple(component for component, row in COMPONENTS.items() if component not in _LARGE and not row.optional)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ltx2_core.components import COMPONENTS, weight_dtype
 from ..ltx2_core.kernels.quantise import FP8, Quantised, quantise_rows
 from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
 from ..ltx2_core.loading.precision import quantisable
@@ -26,15 +27,13 @@ from ..ltx2_core.loading.synthetic import (
     tiny_config,
     tiny_upsampler_config,
 )
-from ..ltx2_core.models.audio_vae import AudioDecoder, AudioEncoder, AudioVAEConfig
+from ..ltx2_core.models.audio_vae import AudioVAEConfig
 from ..ltx2_core.models.scaled_linear import scale_layers
 from ..ltx2_core.models.text.config import TextConfig
-from ..ltx2_core.models.text.connector import TextConnector
 from ..ltx2_core.models.transformer.config import TransformerConfig
-from ..ltx2_core.models.transformer.model import LTXTransformer
-from ..ltx2_core.models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
-from ..ltx2_core.models.video_vae import VideoDecoder, VideoEncoder, VideoVAEConfig
-from ..ltx2_core.models.vocoder import VocoderConfig, build_vocoder
+from ..ltx2_core.models.upsampler import UpsamplerConfig, UpsamplerKind
+from ..ltx2_core.models.video_vae import VideoVAEConfig
+from ..ltx2_core.models.vocoder import VocoderConfig
 from ..ltx2_core.recipes import UNKNOWN
 from ..ltx2_core.types import AudioGeometry, Component, Phase, ScaleFactors
 
@@ -137,9 +136,8 @@ class SyntheticModels:
 
     def skeleton(self, component: Component) -> nn.Module:
         """A component on the meta device, without LoRAs."""
-        dtype = torch.float32 if component is Component.VOCODER else self.dtype
         with torch.device("meta"):
-            module = self._empty(component).to(dtype).eval().requires_grad_(False)
+            module = self._empty(component).to(weight_dtype(component, self.dtype)).eval().requires_grad_(False)
         if component is Component.TRANSFORMER and self.precision == "fp8":
             scale_layers(module, sorted(quantisable(linear_layers(module), self.transformer)))
         return module
@@ -216,23 +214,10 @@ class SyntheticModels:
         return module
 
     def _empty(self, component: Component) -> nn.Module:
-        if component is Component.TRANSFORMER:
-            return LTXTransformer(self.transformer)
-        if component is Component.TEXT_CONNECTOR:
-            return TextConnector(self.text)
-        if component is Component.VIDEO_ENCODER:
-            return VideoEncoder(self.video_vae)
-        if component is Component.VIDEO_DECODER:
-            return VideoDecoder(self.video_vae)
-        if component is Component.AUDIO_ENCODER:
-            return AudioEncoder(self.audio_vae)
-        if component is Component.AUDIO_DECODER:
-            return AudioDecoder(self.audio_vae)
-        if component is Component.VOCODER:
-            return build_vocoder(self.vocoder)
+        row = COMPONENTS[component]
         if component is Component.UPSAMPLER:
-            return LatentUpsampler(_upsampler_config(self.generation, self.tiny))
-        raise ValueError(f"no benchmark needs {component.value}")
+            return row.make(_upsampler_config(self.generation, self.tiny))
+        return row.make(row.read(self.metadata, {}))
 
 
 def _upsampler_config(generation: Variant, tiny: bool) -> UpsamplerConfig:

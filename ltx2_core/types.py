@@ -94,7 +94,7 @@ class AudioGeometry(NamedTuple):
 
 
 class Phase(str, Enum):
-    """When in a run a component is used; the residency decides placement and LoRA strength from it."""
+    """A part of a run; each LoRA has its strength in it."""
 
     PROMPT = "prompt"
     CONDITION = "condition"

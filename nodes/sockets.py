@@ -129,7 +129,7 @@ def prompt_inputs() -> list[Any]:
             multiline=True,
             dynamic_prompts=True,
             default="",
-            tooltip="What the guidance leads away from. May be empty. The distilled preset ignores it.",
+            tooltip="What the guidance leads away from. May be empty. The distilled preset takes none.",
         ),
     ]
 

@@ -6,24 +6,12 @@ whose names and shapes they are; what differs in one of them is some other model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from torch import nn
-
-from ..models.audio_vae import AudioVAEConfig
-from ..models.audio_vae.decoder import AudioDecoder
-from ..models.audio_vae.encoder import AudioEncoder
+from ..components import COMPONENTS, PARTS
 from ..models.meta_device import OnMeta
-from ..models.text.config import TextConfig
-from ..models.text.connector import TextConnector
-from ..models.transformer.config import TransformerConfig
-from ..models.transformer.model import LTXTransformer
-from ..models.video_vae.config import VideoVAEConfig
-from ..models.video_vae.decoder import VideoDecoder
-from ..models.video_vae.encoder import VideoEncoder
-from ..models.vocoder import VocoderConfig, build_vocoder
 from ..models.weights_file import WeightsFile
 from ..types import Component
 from .component_source import Piece
@@ -33,22 +21,6 @@ from .synthetic_configs import Variant, full_size_config
 Shapes = Mapping[str, tuple[int, ...]]
 
 _VARIANTS: tuple[Variant, ...] = ("2.3", "2.0")
-# Section -> what it describes. A file of the transformer has the connectors, and may have the projection elsewhere.
-_PARTS: Mapping[str, tuple[Component, ...]] = {
-    "transformer": (Component.TRANSFORMER, Component.TEXT_CONNECTOR),
-    "vae": (Component.VIDEO_ENCODER, Component.VIDEO_DECODER),
-    "audio_vae": (Component.AUDIO_ENCODER, Component.AUDIO_DECODER),
-    "vocoder": (Component.VOCODER,),
-}
-_CREATE: Mapping[Component, Callable[[Mapping[str, Any]], nn.Module]] = {
-    Component.TRANSFORMER: lambda config: LTXTransformer(TransformerConfig.from_metadata(config)),
-    Component.TEXT_CONNECTOR: lambda config: TextConnector(TextConfig.from_metadata(config)),
-    Component.VIDEO_ENCODER: lambda config: VideoEncoder(VideoVAEConfig.from_metadata(config)),
-    Component.VIDEO_DECODER: lambda config: VideoDecoder(VideoVAEConfig.from_metadata(config)),
-    Component.AUDIO_ENCODER: lambda config: AudioEncoder(AudioVAEConfig.from_metadata(config)),
-    Component.AUDIO_DECODER: lambda config: AudioDecoder(AudioVAEConfig.from_metadata(config)),
-    Component.VOCODER: lambda config: build_vocoder(VocoderConfig.from_metadata(config)),
-}
 _PROJECTION = "text_embedding_projection."
 # Of the official files, without the projections (docs/model.md 1.2 and 10)
 _TENSORS: Mapping[Variant, Mapping[Component, int]] = {
@@ -88,7 +60,8 @@ def derived_section(section: str, file: WeightsFile) -> Derived | None:
     Args:
         section: ``transformer``, ``vae``, ``audio_vae`` or ``vocoder``.
     """
-    found = {component: _stored_shapes(component, file) for component in _PARTS[section]}
+    parts = (component for component in PARTS if COMPONENTS[component].section == section)
+    found = {component: _stored_shapes(component, file) for component in parts}
     for variant in _VARIANTS:
         if all(_fits(component, variant, shapes) for component, shapes in found.items()):
             return Derived(full_size_config(variant)[section], variant)
@@ -107,6 +80,7 @@ def _fits(component: Component, variant: Variant, shapes: Shapes) -> bool:
 
 @cache
 def _released_shapes(component: Component, variant: Variant) -> Shapes:
+    row = COMPONENTS[component]
     with OnMeta():
-        state = _CREATE[component](full_size_config(variant)).state_dict()
+        state = row.make(row.read(full_size_config(variant), {})).state_dict()
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.startswith(_PROJECTION)}

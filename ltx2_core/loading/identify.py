@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from ..components import AUDIO_VAE, DIT, PROJECTION, VIDEO_VAE, VOCODER
 from ..files.header import TensorInfo
 from ..files.safetensors_file import SafetensorsFile
-from .keymaps import AUDIO_VAE, DIT, PROJECTION, VIDEO_VAE, VOCODER
 
 
 class FileKind(str, Enum):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..components import PARTS
 from ..errors import CheckpointError, ConfigError
 from ..models.scaled_weights import FP8_NAME
 from ..models.text.gemma import GemmaSource
@@ -15,7 +16,7 @@ from ..models.upsampler import UpsamplerConfig
 from ..models.weights_file import WeightsFile
 from ..plain_text import LONGEST_TEXT, plain
 from .identify import FileKind, Identity, identify
-from .keymaps import COMPONENT_KEYS, component_keys
+from .keymaps import component_keys
 from .lora_file import LoRAFile
 
 # Settings of a section that say most about a model's size; the others are in the JSON output.
@@ -151,7 +152,7 @@ def _one_line(text: str) -> str:
 def _components(file: WeightsFile, identity: Identity) -> dict[str, int]:
     if identity.kind not in _MODEL_KINDS:
         return {}
-    counts = {c.value.replace("_", " "): len(component_keys(c, file.tensors)) for c in COMPONENT_KEYS}
+    counts = {c.value.replace("_", " "): len(component_keys(c, file.tensors)) for c in PARTS}
     return {name: count for name, count in counts.items() if count}
 
 

@@ -3,77 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 
+from ..components import COMPONENTS
 from ..types import Component
-
-STATISTICS = ("mean-of-means", "std-of-means")  # of the statistics in a file, those that the models use
-
-
-@dataclass(frozen=True)
-class Tree:
-    """A part of a file that has one owner.
-
-    Attributes:
-        roots: prefixes under which it is found, official first; "" is a file that keeps no prefix.
-        anchors: how a key of such a part begins after the root; one of them is there.
-    """
-
-    roots: tuple[str, ...]
-    anchors: tuple[str, ...]
-
-    def root_in(self, keys: Iterable[str]) -> str | None:
-        """The prefix that this part has in a file, or None."""
-        for root in self.roots:
-            if any(key.startswith(tuple(root + anchor for anchor in self.anchors)) for key in keys):
-                return root
-        return None
-
-
-DIT = Tree(("model.diffusion_model.", "diffusion_model.", ""), ("patchify_proj.",))
-# Several anchors, so that a file without its statistics is told what it lacks. Other models' VAEs nest no such "conv".
-_AUTOENCODER = ("per_channel_statistics.mean-of-means", "encoder.conv_in.conv.", "decoder.conv_in.conv.")
-VIDEO_VAE = Tree(("vae.", ""), _AUTOENCODER)
-AUDIO_VAE = Tree(("audio_vae.", ""), _AUTOENCODER)
-VOCODER = Tree(("vocoder.",), ("",))
-PROJECTION = Tree(("text_embedding_projection.", ""), ("video_aggregate_embed.", "aggregate_embed."))
-
-# Parts of the text connector; official files keep them under the DiT's prefix.
-CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
-_PROJECTIONS_TO = tuple(f"{stream}aggregate_embed." for stream in ("", "video_", "audio_"))
-# What lies beside a DiT in its file, and is not its own
-_NOT_DIT = (*CONNECTORS, "vae.", "audio_vae.", "vocoder.", "text_embedding_projection.", *_PROJECTIONS_TO)
-
-
-@dataclass(frozen=True)
-class Move:
-    """Keys under a tree's root that start with ``prefix`` belong to a module, there starting with ``to``."""
-
-    tree: Tree
-    prefix: str
-    to: str = ""
-    but: tuple[str, ...] = ()  # except those that start with one of these
-
-
-def _autoencoder(tree: Tree, half: str) -> tuple[Move, ...]:
-    statistics = (f"per_channel_statistics.{name}" for name in STATISTICS)
-    return (Move(tree, f"{half}."), *(Move(tree, name, name) for name in statistics))
-
-
-# Where each component's tensors are; what a module needs in addition is reported as missing, strictly.
-COMPONENT_KEYS: Mapping[Component, tuple[Move, ...]] = {
-    Component.TRANSFORMER: (Move(DIT, "", but=_NOT_DIT),),
-    Component.TEXT_CONNECTOR: (
-        *(Move(DIT, prefix, prefix) for prefix in CONNECTORS),
-        *(Move(PROJECTION, prefix, f"text_embedding_projection.{prefix}") for prefix in _PROJECTIONS_TO),
-    ),
-    Component.VIDEO_ENCODER: _autoencoder(VIDEO_VAE, "encoder"),
-    Component.VIDEO_DECODER: _autoencoder(VIDEO_VAE, "decoder"),
-    Component.AUDIO_ENCODER: _autoencoder(AUDIO_VAE, "encoder"),
-    Component.AUDIO_DECODER: _autoencoder(AUDIO_VAE, "decoder"),
-    Component.VOCODER: (Move(VOCODER, ""),),
-}
 
 
 def component_keys(component: Component, keys: Collection[str]) -> dict[str, str]:
@@ -82,7 +15,7 @@ def component_keys(component: Component, keys: Collection[str]) -> dict[str, str
     A root is taken off once, so that ``vocoder.vocoder.conv_pre`` becomes ``vocoder.conv_pre``.
     """
     found: dict[str, str] = {}
-    for move in COMPONENT_KEYS[component]:
+    for move in COMPONENTS[component].moves:
         root = move.tree.root_in(keys)
         if root is not None:
             start, but = root + move.prefix, tuple(root + other for other in move.but)
@@ -93,7 +26,7 @@ def component_keys(component: Component, keys: Collection[str]) -> dict[str, str
 
 def stored_name(component: Component, name: str, keys: Collection[str]) -> str:
     """What a file with these keys calls a tensor of a component's module; it need not be among the keys."""
-    moves = [move for move in COMPONENT_KEYS.get(component, ()) if name.startswith(move.to)]
+    moves = [move for move in COMPONENTS[component].moves if name.startswith(move.to)]
     if not moves:
         return name
     move = max(moves, key=lambda move: len(move.to))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..components import COMPONENTS, CONNECTORS, SECTIONS
 from ..errors import CheckpointError, ConfigError
 from ..models.weights_file import WeightsFile
 from ..plain_text import plain
@@ -15,23 +16,13 @@ from ..types import Component
 from .component_source import Piece
 from .derived_config import derived_section
 from .identify import FileKind, identify
-from .keymaps import CONNECTORS, component_keys
+from .keymaps import component_keys
 
 T = TypeVar("T")
 logger = logging.getLogger("ltx2.loading")
 
 # Sections of the metadata's ``config``, and the class that a file which holds one section alone states in its place.
 _SECTION_CLASSES: Mapping[str, str] = {"transformer": "AVTransformer3DModel", "vae": "CausalVideoAutoencoder"}
-# The setting that names a file of its own for a part; the transformer's file is the checkpoint.
-_PART_SETTINGS: Mapping[Component, str] = {
-    Component.TRANSFORMER: "checkpoint",
-    Component.TEXT_CONNECTOR: "text-projection",
-    Component.VIDEO_ENCODER: "video-vae",
-    Component.VIDEO_DECODER: "video-vae",
-    Component.AUDIO_ENCODER: "audio-vae",
-    Component.AUDIO_DECODER: "audio-vae",
-    Component.VOCODER: "audio-vae",
-}
 _LONGEST_NOTICE = 400  # characters: a few lines on a node
 _KEEP_METADATA = "Use the official file, or one converted with its metadata ('config') kept."
 
@@ -93,12 +84,7 @@ class ModelParts:
         Raises:
             CheckpointError: neither has one, and it is no released model's part.
         """
-        homes = {
-            "transformer": self.checkpoint,
-            "vae": self.video_vae or self.checkpoint,
-            "audio_vae": self.audio_vae or self.checkpoint,
-            "vocoder": self.audio_vae or self.checkpoint,
-        }
+        homes = {section: self._of(section) for section in SECTIONS}
         stated = {section: self._stated(section, home) for section, home in homes.items()}
         derived = {section: _derived(section, homes[section]) for section, found in stated.items() if found is None}
         notices = tuple(notice for _, notice in derived.values())
@@ -108,15 +94,17 @@ class ModelParts:
 
     def file_of(self, section: str) -> WeightsFile:
         """The file that describes a section, for errors about it."""
-        home = {"vae": self.video_vae, "audio_vae": self.audio_vae, "vocoder": self.audio_vae}.get(section)
-        return home if home is not None and _own_section(section, home) is not None else self.checkpoint
+        home = self._of(section)
+        return home if _own_section(section, home) is not None else self.checkpoint
 
     def _home(self, component: Component) -> WeightsFile:
-        if component in (Component.VIDEO_ENCODER, Component.VIDEO_DECODER):
-            return self.video_vae or self.checkpoint
-        if component in (Component.AUDIO_ENCODER, Component.AUDIO_DECODER, Component.VOCODER):
-            return self.audio_vae or self.checkpoint
-        return self.checkpoint
+        section = COMPONENTS[component].section
+        return self.checkpoint if section is None else self._of(section)
+
+    def _of(self, section: str) -> WeightsFile:
+        """The file whose part a section describes."""
+        own: WeightsFile | None = getattr(self, SECTIONS[section].replace("-", "_"))
+        return self.checkpoint if own is None else own
 
     def _text_pieces(self) -> list[Piece]:
         """Connectors and projections lie in one file or in two; the projection's own file comes first."""
@@ -139,7 +127,7 @@ class ModelParts:
 
     def _lacks(self, component: Component) -> CheckpointError:
         file, what = self._home(component), component.value.replace("_", " ")
-        fix = f"Give the file that holds it ({_PART_SETTINGS[component]}), or use the full official checkpoint."
+        fix = f"Give the file that holds it ({COMPONENTS[component].setting}), or use the full official checkpoint."
         return file.error(f"holds no {what} ({identify(file)})", fix)
 
 

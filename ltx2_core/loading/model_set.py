@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..components import COMPONENTS, PARTS, weight_dtype
 from ..errors import CheckpointError, ConfigError, SettingError
 from ..files.saving import check_path
+from ..files.stamp import Stamp
 from ..limits import checked
 from ..models.audio_vae import AudioVAEConfig
-from ..models.audio_vae.decoder import AudioDecoder
-from ..models.audio_vae.encoder import AudioEncoder
-from ..models.counts import Count
 from ..models.text.config import TextConfig
-from ..models.text.connector import TextConnector
 from ..models.text.gemma import GemmaSource, PromptTokenizer
 from ..models.transformer.config import TransformerConfig
-from ..models.transformer.model import LTXTransformer
-from ..models.upsampler import LatentUpsampler, UpsamplerConfig
+from ..models.upsampler import UpsamplerConfig
 from ..models.video_vae.config import VideoVAEConfig
-from ..models.video_vae.decoder import VideoDecoder
-from ..models.video_vae.encoder import VideoEncoder
-from ..models.vocoder import VocoderConfig, build_vocoder
+from ..models.vocoder import VocoderConfig
 from ..models.weights_file import WeightsFile
 from ..plain_text import LONGEST_LINE, plain
 from ..recipes import UNKNOWN
@@ -37,7 +33,7 @@ from .artifact_names import is_distilled_lora, variant_of
 from .component_source import ComponentSource, Piece, check_counts
 from .lora import LoRAFile, check_fit, inject, set_adapters
 from .model_files import LoRASource, ModelFiles, Stage
-from .model_parts import naming_file
+from .model_parts import ModelParts, naming_file
 from .opened_files import USE_UPSAMPLER, OpenedFiles
 from .precision import AUTO, check_precision, scaled_layers
 
@@ -114,38 +110,19 @@ class ModelSet:
         check_precision(precision)
         opened = OpenedFiles.open(files)
         parts = opened.parts
-        pieces = {component: parts.pieces(component) for component in _FROM_PARTS}
+        pieces = {component: parts.pieces(component) for component in PARTS}
         config, described = parts.config()
-        transformer = naming_file(parts, "transformer", lambda: TransformerConfig.from_metadata(config))
-        inputs = _projection_inputs(pieces[Component.TEXT_CONNECTOR])
-        text = naming_file(parts, "transformer", lambda: TextConfig.from_metadata(config, inputs))
-        video = naming_file(parts, "vae", lambda: VideoVAEConfig.from_metadata(config))
-        audio = naming_file(parts, "audio_vae", lambda: AudioVAEConfig.from_metadata(config))
-        vocoder = naming_file(parts, "vocoder", lambda: VocoderConfig.from_metadata(config))
+        configs = {component: _read(parts, component, config, pieces[component]) for component in PARTS}
+        transformer, text = configs[Component.TRANSFORMER], configs[Component.TEXT_CONNECTOR]
+        video, audio = configs[Component.VIDEO_DECODER], configs[Component.AUDIO_DECODER]
         _check_latents(transformer, video, audio)
         _check_text(transformer, text)
-        creators: dict[Component, Callable[[], nn.Module]] = {
-            Component.TRANSFORMER: lambda: LTXTransformer(transformer),
-            Component.TEXT_CONNECTOR: lambda: TextConnector(text),
-            Component.VIDEO_ENCODER: lambda: VideoEncoder(video),
-            Component.VIDEO_DECODER: lambda: VideoDecoder(video),
-            Component.AUDIO_ENCODER: lambda: AudioEncoder(audio),
-            Component.AUDIO_DECODER: lambda: AudioDecoder(audio),
-            Component.VOCODER: lambda: build_vocoder(vocoder),
-        }
+        for component in PARTS:
+            check_counts(component, pieces[component], COMPONENTS[component].counts(configs[component]))
         in_fp8 = {Component.TRANSFORMER: partial(scaled_layers, precision, config=transformer)}
-        counts: dict[Component, tuple[Count, ...]] = {
-            Component.TRANSFORMER: transformer.counts,
-            Component.TEXT_CONNECTOR: text.counts,
-            Component.VIDEO_ENCODER: video.encoder_counts,
-            Component.VIDEO_DECODER: video.decoder_counts,
-            Component.AUDIO_ENCODER: audio.encoder_counts,
-            Component.AUDIO_DECODER: audio.decoder_counts,
-        }
-        for component, stated in counts.items():
-            check_counts(component, pieces[component], stated)
         sources, linear = {}, {}
-        for component, create in creators.items():
+        for component in PARTS:
+            create = partial(COMPONENTS[component].make, configs[component])
             sources[component], linear[component] = ComponentSource.checked(
                 component, pieces[component], create, in_fp8.get(component)
             )
@@ -156,7 +133,7 @@ class ModelSet:
         adapters = _adapters(opened, files.loras, layers, transformer.generation)
         loras = {adapter.name: adapter.lora for adapter in adapters}
         _check_gemma(opened.gemma, text)
-        models = (transformer, text, video, audio, vocoder, upsampler, opened.gemma)
+        models = (transformer, text, video, audio, configs[Component.VOCODER], upsampler, opened.gemma)
         said = (*described, *notices)
         return cls(files, dtype, *models, adapters, sources, layers, loras, said, _variant(parts.checkpoint))
 
@@ -205,7 +182,8 @@ class ModelSet:
 
     @property
     def distilled_adapters(self) -> frozenset[str]:
-        return frozenset(a.name for a in self.adapters if a.source is None or is_distilled_lora(a.source.path.name))
+        official = {adapter.lora.file.stamp for adapter in self.adapters if adapter.source is None}
+        return frozenset(adapter.name for adapter in self.adapters if _is_distilled(adapter, official))
 
     @property
     def user_adapters(self) -> Mapping[str, str]:
@@ -219,7 +197,7 @@ class ModelSet:
     def notices(self) -> tuple[str, ...]:
         """Sentences about the files that the user should read."""
         found = [notice for adapter in self.adapters for notice in adapter.notices]
-        return tuple(dict.fromkeys([*self.file_notices, *found]))
+        return tuple(dict.fromkeys([*self.file_notices, *found, *_added_up(self.adapters)]))
 
     def tokenizer(self) -> PromptTokenizer:
         return self.gemma.load_tokenizer()
@@ -300,7 +278,7 @@ class ModelSet:
         set_adapters(transformer, self.adapter_strengths(phase, distilled_strength))
 
     def _dtype(self, component: Component) -> torch.dtype:
-        return torch.float32 if component is Component.VOCODER else self.dtype
+        return weight_dtype(component, self.dtype)
 
     def _source(self, component: Component) -> ComponentSource:
         if component not in self.sources:
@@ -309,15 +287,11 @@ class ModelSet:
         return self.sources[component]
 
 
-_FROM_PARTS = (
-    Component.TRANSFORMER,
-    Component.TEXT_CONNECTOR,
-    Component.VIDEO_ENCODER,
-    Component.VIDEO_DECODER,
-    Component.AUDIO_ENCODER,
-    Component.AUDIO_DECODER,
-    Component.VOCODER,
-)
+def _read(parts: ModelParts, component: Component, config: Mapping[str, Any], pieces: Sequence[Piece]) -> Any:
+    """A component's config; an error in it names the file."""
+    row = COMPONENTS[component]
+    shapes = {name: piece.file.tensors[key].shape for piece in pieces for name, key in piece.names.items()}
+    return naming_file(parts, row.section or "", lambda: row.read(config, shapes))
 
 
 def _variant(checkpoint: WeightsFile) -> str:
@@ -336,16 +310,6 @@ def _check_loras(loras: tuple[LoRASource, ...]) -> None:
         checked("lora strength", lora.strength)
         if lora.stage not in ("1", "2", "both"):
             raise SettingError("lora stage", lora.stage, "is not a stage", "Choose 1, 2 or both.")
-
-
-def _projection_inputs(pieces: tuple[Piece, ...]) -> int | None:
-    """Inputs of the text projection, which the metadata does not name."""
-    for piece in pieces:
-        for name, key in piece.names.items():
-            shape = piece.file.tensors[key].shape
-            if name.endswith("aggregate_embed.weight") and len(shape) == 2:
-                return shape[1]
-    return None
 
 
 def _check_latents(transformer: TransformerConfig, video: VideoVAEConfig, audio: AudioVAEConfig) -> None:
@@ -374,7 +338,8 @@ def _check_text(transformer: TransformerConfig, text: TextConfig) -> None:
 def _upsampler(
     file: WeightsFile, video: VideoVAEConfig, checkpoint: WeightsFile
 ) -> tuple[UpsamplerConfig, ComponentSource, tuple[str, ...]]:
-    config = UpsamplerConfig.from_metadata(file.config, {name: info.shape for name, info in file.tensors.items()})
+    row = COMPONENTS[Component.UPSAMPLER]
+    config: UpsamplerConfig = row.read(file.config, {name: info.shape for name, info in file.tensors.items()})
     if (config.temporal_factor, config.spatial_factor) != (1, 2):
         raise file.error(f"is an upsampler of another kind ({config.kind.value})", USE_UPSAMPLER)
     if config.latent_channels != video.latent_channels:
@@ -387,7 +352,7 @@ def _upsampler(
         notices = (plain(differ.format(*versions), LONGEST_LINE),)
         logger.warning(*notices)
     pieces = [Piece(file, {name: name for name in file.tensors})]
-    source, _ = ComponentSource.checked(Component.UPSAMPLER, pieces, lambda: LatentUpsampler(config))
+    source, _ = ComponentSource.checked(Component.UPSAMPLER, pieces, partial(row.make, config))
     return config, source, notices
 
 
@@ -405,6 +370,27 @@ def _adapter(source: LoRASource, lora: LoRAFile, layers: Mapping[str, tuple[int,
     notices = check_fit(lora, layers, generation)
     identity = f"{source.path.resolve()} {' '.join(map(str, lora.file.stamp))}"
     return Adapter(f"lora_{sha256(os.fsencode(identity)).hexdigest()[:16]}", lora, source, notices)
+
+
+def _is_distilled(adapter: Adapter, official: Collection[Stamp]) -> bool:
+    """Whether it is the distilled LoRA: given as such, the same file under whatever name, or one of its names."""
+    return adapter.lora.file.stamp in official or (
+        adapter.source is not None and is_distilled_lora(adapter.source.path.name)
+    )
+
+
+def _added_up(adapters: Collection[Adapter]) -> Iterator[str]:
+    """A sentence about each file that acts several times in one stage."""
+    same: dict[str, list[Adapter]] = {}
+    for adapter in adapters:
+        if adapter.source is not None:
+            same.setdefault(adapter.name, []).append(adapter)
+    for given in same.values():
+        strengths = {stage: [s for a in given if (s := a.strength(stage, (0.0, 0.0)))] for stage in _STAGES.values()}
+        sums = [f"{sum(values):g} in stage {stage}" for stage, values in strengths.items() if len(values) > 1]
+        if sums:
+            file = given[0].lora.file.path.name
+            yield f"The LoRA {file} is given more than once: its strengths add up to {' and '.join(sums)}."
 
 
 def _check_gemma(gemma: GemmaSource, text: TextConfig) -> None:

@@ -7,27 +7,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..components import COMPONENTS, DIT, PARTS
 from ..files.saving import save_tensors
 from ..kernels.quantise import FP8, FP8_MAX
-from ..models.audio_vae.config import AudioVAEConfig
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
 from ..models.meta_device import OnMeta
-from ..models.text.config import TextConfig
-from ..models.text.connector import TextConnector
-from ..models.transformer.config import TransformerConfig
-from ..models.transformer.model import LTXTransformer
 from ..models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
-from ..models.video_vae.config import ResampleStage, VideoVAEConfig
+from ..models.video_vae.config import ResampleStage
 from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
-from ..models.vocoder import BandwidthExtendedVocoder, VocoderConfig, build_vocoder
-from ..types import DTYPES
+from ..models.vocoder import BandwidthExtendedVocoder
+from ..types import DTYPES, Component
 from ..whole_file import staged
+from .keymaps import stored_name
 from .synthetic_configs import (
     JSON,
     MODEL_VERSION,
@@ -79,16 +77,6 @@ class TinyFiles:
     lora: Path  # a user LoRA of the same generation, in the same key format
     gemma: Path  # a folder as transformers writes it, with its tokenizer
 
-
-_PREFIXES: Mapping[str, str] = {
-    "transformer": "model.diffusion_model.",
-    "text": "model.diffusion_model.",  # the projections alone lie at the top
-    "video_encoder": "vae.encoder.",
-    "video_decoder": "vae.decoder.",
-    "audio_encoder": "audio_vae.encoder.",
-    "audio_decoder": "audio_vae.decoder.",
-    "vocoder": "vocoder.",
-}
 
 _NAMES: Mapping[Variant, tuple[str, str, str]] = {
     "2.3": (
@@ -186,7 +174,7 @@ class _Parts:
     """The modules whose tensors make up the single file."""
 
     transformer: nn.Module
-    text: nn.Module
+    text_connector: nn.Module
     video_encoder: VideoEncoder
     video_decoder: VideoDecoder
     audio_encoder: AudioEncoder
@@ -196,15 +184,7 @@ class _Parts:
 
 def _build_parts(config: JSON, projection_inputs: int, generator: torch.Generator) -> _Parts:
     with OnMeta():
-        parts = _Parts(
-            transformer=LTXTransformer(TransformerConfig.from_metadata(config)),
-            text=TextConnector(TextConfig.from_metadata(config, projection_inputs)),
-            video_encoder=VideoEncoder(VideoVAEConfig.from_metadata(config)),
-            video_decoder=VideoDecoder(VideoVAEConfig.from_metadata(config)),
-            audio_encoder=AudioEncoder(AudioVAEConfig.from_metadata(config)),
-            audio_decoder=AudioDecoder(AudioVAEConfig.from_metadata(config)),
-            vocoder=build_vocoder(VocoderConfig.from_metadata(config)),
-        )
+        parts = _Parts(**{component.value: _make(component, config, projection_inputs) for component in PARTS})
     for part in vars(parts).values():
         fill_random_(part, generator)
     # The file holds one set of statistics per autoencoder.
@@ -213,6 +193,11 @@ def _build_parts(config: JSON, projection_inputs: int, generator: torch.Generato
     _make_visible(parts, generator)
     _make_audible(parts, generator)
     return parts
+
+
+def _make(component: Component, config: JSON, projection_inputs: int) -> Any:
+    row = COMPONENTS[component]
+    return row.make(row.read(config, {"aggregate_embed.weight": (0, projection_inputs)}))
 
 
 def _build_upsampler(config: JSON, generator: torch.Generator) -> nn.Module:
@@ -300,7 +285,7 @@ def _lora(transformer: nn.Module, effect: float, generator: torch.Generator) -> 
 def _official_state_dict(parts: _Parts) -> dict[str, Tensor]:
     """All tensors under the names of the single file (docs/model.md 1.2)."""
     tensors = {
-        _official_key(_PREFIXES[part], key): tensor
+        stored_name(Component(part), key, ()): tensor
         for part, module in vars(parts).items()
         for key, tensor in module.state_dict().items()
     }
@@ -313,7 +298,7 @@ def _official_state_dict(parts: _Parts) -> dict[str, Tensor]:
 
 def _with_fp8(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tensor]:
     """All linear layers of the blocks in fp8 with one scale each, but those of the first and the last block."""
-    blocks = tuple(f"{_PREFIXES['transformer']}transformer_blocks.{block}." for block in range(1, num_layers - 1))
+    blocks = tuple(f"{DIT.roots[0]}transformer_blocks.{block}." for block in range(1, num_layers - 1))
     stored = dict(tensors)
     for key, weight in tensors.items():
         if key.startswith(blocks) and key.endswith(".weight") and weight.ndim == 2:
@@ -323,14 +308,6 @@ def _with_fp8(tensors: Mapping[str, Tensor], num_layers: int) -> dict[str, Tenso
             stored[f"{layer}.weight_scale"] = scale
             stored[f"{layer}.input_scale"] = torch.tensor(INPUT_SCALE)
     return stored
-
-
-def _official_key(prefix: str, key: str) -> str:
-    if key.startswith("text_embedding_projection."):
-        return key
-    if key.startswith("per_channel_statistics."):
-        return f"{prefix.split('.')[0]}.{key}"
-    return prefix + key
 
 
 def _save(

@@ -101,6 +101,7 @@ def _notices(models: Models, request: GenerationRequest) -> Iterator[str]:
     recipe = request.recipe
     if models.variant == DEV:
         yield from _dev_notices(models, recipe)
+    yield from _doubled(models, recipe)
     yield from _unused_loras(models, recipe)
     if recipe.stages == 1 and models.has_upsampler:
         yield f"The {recipe.name} recipe takes no upsampler: the one that is loaded is not used."
@@ -144,6 +145,14 @@ def _dev_notices(models: Models, recipe: Recipe) -> Iterator[str]:
             )
 
 
+def _doubled(models: Models, recipe: Recipe) -> Iterator[str]:
+    for stage, phase in enumerate(_PHASES[: recipe.stages], 1):
+        acting = _distilling(models, recipe, phase)
+        if len(acting) > 1:
+            names = sorted(models.user_adapters.get(name, "the one given as such") for name in acting)
+            yield f"Stage {stage} runs {len(acting)} distilled LoRAs at once: {' and '.join(names)}."
+
+
 def _unused_loras(models: Models, recipe: Recipe) -> Iterator[str]:
     strengths = [models.adapter_strengths(phase, recipe.distilled_strength) for phase in _PHASES[: recipe.stages]]
     where = "both stages" if recipe.stages == 2 else "the one stage"
@@ -162,6 +171,8 @@ def _unused_loras(models: Models, recipe: Recipe) -> Iterator[str]:
 
 
 def _image_notices(models: Models, request: GenerationRequest) -> Iterator[str]:
+    if request.recipe.appends_images and not request.images:
+        yield f"The {request.recipe.name} recipe has no image to pass through: the picture follows the prompt alone."
     placed = placed_images(models, request)
     replaced = Counter(image.frame for image in placed if not appends(request, image.frame))
     for frame, count in replaced.items():

@@ -69,7 +69,6 @@ ALONE: Mapping[tuple[str, bool], Mapping[str, str | tuple[str, str]]] = {
     ("dev", True): {
         "two-stage": NONE,
         "hq": NONE,
-        "keyframes": NONE,
         "distilled": "ltx-2.3-22b-dev.safetensors is a dev checkpoint: the distilled recipe runs it with the distilled"
         " LoRA, at strength 1 in stage 1 and 1 in stage 2.",
     },
@@ -181,6 +180,18 @@ SAID: Mapping[str, tuple[dict[str, Any], RecipeChoice, dict[str, Any], list[str]
             "ltx-2.3-22b-dev.safetensors is a dev checkpoint: the distilled recipe runs it with the distilled LoRA, "
             "at strength 0.5 in stage 1 and 1 in stage 2."
         ],
+    ),
+    "the distilled LoRA twice": (
+        {"loras": {"ltx-2.3-distilled-lora.safetensors": (0.0, 0.5)}},
+        RecipeChoice(),
+        {},
+        ["Stage 2 runs 2 distilled LoRAs at once: ltx-2.3-distilled-lora.safetensors and the one given as such."],
+    ),
+    "keyframes of nothing": (
+        {},
+        RecipeChoice("keyframes"),
+        {},
+        ["The keyframes recipe has no image to pass through: the picture follows the prompt alone."],
     ),
     "what one stage does not take": (
         {},

@@ -19,6 +19,9 @@ from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelFiles, M
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, full_size_config, write_tiny
 from ltx2_two_stage.ltx2_core.models.text.config import TextConfig
 from ltx2_two_stage.ltx2_core.models.text.connector import TextConnector
+from ltx2_two_stage.ltx2_core.recipe_choice import RecipeChoice
+from ltx2_two_stage.ltx2_core.request import GenerationRequest
+from ltx2_two_stage.ltx2_core.stages import belonging
 from ltx2_two_stage.ltx2_core.types import Component, Phase
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -429,6 +432,46 @@ def test_phases_set_the_strengths_of_all_adapters(tiny: TinyFiles, tmp_path: Pat
     assert models.adapter_strengths(Phase.PROMPT, (0.0, 1.0)) == {}
     matrices = [p for name, p in transformer.named_parameters() if ".lora_" in name]
     assert models.adapter_bytes() == sum(parameter.nbytes for parameter in matrices)
+
+
+@pytest.mark.parametrize(
+    ("given", "sums"),
+    [
+        pytest.param([(0.5, "both"), (0.4, "both")], "0.9 in stage 1 and 0.9 in stage 2", id="in both stages"),
+        pytest.param([(0.5, "both"), (-0.25, "2")], "0.25 in stage 2", id="in one stage"),
+        pytest.param([(0.5, "1"), (0.25, "2")], None, id="once in each stage"),
+        pytest.param([(0.5, "both"), (0.0, "both")], None, id="once, and once off"),
+        pytest.param([(0.5, "1")], None, id="once"),
+    ],
+)
+def test_strengths_that_add_up_are_said(tiny: TinyFiles, given: list[tuple[float, Any]], sums: str | None) -> None:
+    loras = tuple(LoRASource(tiny.lora, *lora) for lora in given)
+    added = ModelSet.open(all_files(tiny, loras=()), torch.float32)
+    for lora in loras:
+        added = added.with_lora(lora)
+    sentence = f"The LoRA {tiny.lora.name} is given more than once: its strengths add up to {sums}."
+    for models in (ModelSet.open(all_files(tiny, loras=loras), torch.float32), added):
+        assert models.notices == (() if sums is None else (sentence,))
+
+
+@pytest.mark.parametrize(
+    ("name", "distilled"),
+    [("my style.safetensors", True), ("ltx-2.3-22b-distilled-lora.safetensors", True), ("copy.safetensors", False)],
+)
+def test_the_distilled_lora_is_known_as_a_users_too(
+    tiny: TinyFiles, tmp_path: Path, name: str, distilled: bool
+) -> None:
+    """By its name, and where it is the very file that is given as such; a copy of another name is not."""
+    again = tmp_path / name
+    if name.startswith("my"):
+        again.hardlink_to(tiny.distilled_lora)
+    else:
+        shutil.copy(tiny.distilled_lora, again)
+    models = ModelSet.open(all_files(tiny, loras=(LoRASource(again),)), torch.float32)
+    assert len(models.distilled_adapters) == (2 if distilled else 1)
+    request = GenerationRequest("a", RecipeChoice().recipe_for(models))
+    said = [notice for notice in belonging.notices(models, request) if "distilled LoRAs at once" in notice]
+    assert said == ([f"Stage 2 runs 2 distilled LoRAs at once: {name} and the one given as such."] if distilled else [])
 
 
 def test_the_official_file_may_leave_out_what_nobody_reads(tiny: TinyFiles, tmp_path: Path) -> None:

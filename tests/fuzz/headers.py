@@ -29,7 +29,7 @@ from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-SECONDS, BYTES = 2.0, 10**9  # that one mutant may take
+SECONDS, BYTES = 2.0, 10**9  # of the processor and of memory, that one mutant may take
 MUTANTS = 2000
 
 _NEST = "@nest@"
@@ -190,7 +190,7 @@ def outcome(kind: Kind, number: int) -> str:
         AssertionError: it ended in another error, or took too long.
     """
     kind.path.write_bytes(mutant(kind, number))
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         kind.use()
         result = "opened"
@@ -201,7 +201,7 @@ def outcome(kind: Kind, number: int) -> str:
         raise AssertionError(f"mutant {number} of {kind.path.name}: {type(error).__name__}: {error}") from error
     finally:
         kind.path.write_bytes(kind.original)
-    took = time.perf_counter() - start
+    took = time.process_time() - start
     assert took < SECONDS, f"mutant {number} of {kind.path.name} took {took:.1f} s"
     return result
 

@@ -103,15 +103,15 @@ def attempt(path: Path) -> str:
 
 
 def outcomes(count: int, folder: Path, seed: int = 0) -> Iterator[tuple[str, str, float]]:
-    """(ending, outcome, seconds) of so many mutated files, the kinds in turn."""
+    """(ending, outcome, processor seconds) of so many mutated files, the kinds in turn."""
     chance, files = random.Random(seed), list(originals().items())
     for index in range(count):
         ending, data = files[index % len(files)]
         path = folder / f"mutated-{index}.{ending}"
         path.write_bytes(mutated(data, chance))
-        begun = time.perf_counter()
+        begun = time.process_time()
         outcome = attempt(path)
-        yield ending, outcome, time.perf_counter() - begun
+        yield ending, outcome, time.process_time() - begun
         path.unlink()
 
 
