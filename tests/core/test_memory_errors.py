@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 from ltx2_two_stage import cli
-from ltx2_two_stage.ltx2_core.errors import DeviceMemoryError, LTX2Error, is_out_of_memory, short_of_memory
+from ltx2_two_stage.device_manager.modes import lightest
+from ltx2_two_stage.ltx2_core.errors import (
+    DeviceMemoryError,
+    LTX2Error,
+    is_out_of_memory,
+    memory_error,
+    short_of_memory,
+)
 from ltx2_two_stage.ltx2_core.pipeline import Pipeline
 from safetensors import SafetensorError
 
@@ -134,6 +141,21 @@ def test_the_machines_memory_has_an_error_of_its_own(error: Exception, monkeypat
     assert residency.problems == [] and "\n" not in str(caught.value)
     with pytest.raises(DeviceMemoryError, match=r"\(RAM\)"):
         pipeline.decode(None, None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "mode", "advice"),
+    [
+        pytest.param(DEVICE["torch"], "resident", "or try device-mode snapshot-low.", id="smaller"),
+        pytest.param(DEVICE["torch"], "", "or try device-mode snapshot-low.", id="no mode yet"),
+        pytest.param(DEVICE["torch"], "snapshot, then snapshot-low", "or close other programs.", id="the smallest"),
+        pytest.param(HOST["python"], "resident", "On a CPU, device-mode original keeps one copy of", id="one copy"),
+        pytest.param(HOST["python"], "original", "or add RAM or swap space.", id="one copy already"),
+    ],
+)
+def test_the_advice_names_a_mode_that_takes_less(error: Exception, mode: str, advice: str) -> None:
+    said = str(memory_error(error, mode, lightest()))
+    assert advice in said and said.count("device-mode") == advice.count("device-mode")
 
 
 def test_other_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from ltx2_two_stage.assembly import check_device_mode
 from ltx2_two_stage.device_manager import modes
 from ltx2_two_stage.device_manager.manager import DeviceManager
 from ltx2_two_stage.device_manager.modes import MODES, UnknownMode, mode_names, mode_tooltip, requested_mode
+from ltx2_two_stage.device_manager.modes.mode import Mode
 from ltx2_two_stage.device_manager.policy import DoesNotFit, choose, safety_margin
 from ltx2_two_stage.device_manager.streams import Streams
 from ltx2_two_stage.ltx2_core.errors import SettingError
@@ -53,7 +54,7 @@ def test_base_weights_survive_random_sequences(streams: Callable[[], Streams]) -
 
 
 @pytest.mark.parametrize("other", MODES, ids=str)
-def test_the_manager_takes_it_and_leaves_it(other: modes.Mode) -> None:
+def test_the_manager_takes_it_and_leaves_it(other: Mode) -> None:
     source = Source()
     manager = DeviceManager(CPU, other, "a test", ("dit", source.switchable(other).base.spec), {})
 
