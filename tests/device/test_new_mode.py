@@ -82,7 +82,7 @@ def test_auto_takes_it_where_no_other_mode_fits_and_says_what_it_does() -> None:
 
 
 def test_errors_count_it_among_the_modes() -> None:
-    with pytest.raises(DoesNotFit, match="one-by-one 6.8 GB GPU and 69.1 GB host") as nothing:
+    with pytest.raises(DoesNotFit, match=r"one-by-one 6\.8 GB GPU and 69\.1 GB host") as nothing:
         choose(facts(6))
     assert nothing.value.needed[ONE_BY_ONE] < gb(7)
     with pytest.raises(UnknownMode, match="original, one-by-one"):
