@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def run(generation: Variant, path: Path) -> dict[str, Any]:
     nbytes = _write(path, shapes)
     times: dict[str, float] = {}
     for place in ("disk", "page cache"):
-        for what, action in (("read", lambda: _read(path)), ("load", lambda: _load(models, path))):
+        for what, action in (("read", partial(_read, path)), ("load", partial(_load, models, path))):
             if place == "disk":
                 _forget(path)
             begin = time.perf_counter()
@@ -113,7 +114,7 @@ def _load(models: SyntheticModels, path: Path) -> None:
         lambda: models.skeleton(Component.TRANSFORMER), file.read_into, "transformer_blocks", nothing, nothing, nothing
     )
     budget = PinnedBudget()
-    switched = Switched(spec, Mode.SNAPSHOT_LOW, Streams(torch.device("cuda")), budget, lambda h2d, d2h: None)
+    switched = Switched(spec, Mode.SNAPSHOT_LOW, Streams(torch.device("cuda")), budget, lambda _h2d, _d2h: None)
     switched.load()
     if budget.pinned < switched.host_bytes["base"]:
         logger.warning("only %.1f GB are page-locked", budget.pinned / 1e9)

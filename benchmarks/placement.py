@@ -17,6 +17,7 @@ class OnDevice:
     """A :class:`Residency` that builds each component at its first use, and keeps it until :meth:`drop`."""
 
     mode, mode_reason = "on-device", "a benchmark keeps what it measures on the device"
+    notices = ()
 
     def __init__(self, models: SyntheticModels, device: torch.device) -> None:
         self._models, self.device = models, device
