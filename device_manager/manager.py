@@ -87,7 +87,10 @@ class DeviceManager:
 
     @contextmanager
     def use(
-        self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None
+        self,
+        component: Hashable,
+        phase: Hashable,  # noqa: ARG002 - of the protocol Residency
+        adapters: Mapping[str, float] | None = None,
     ) -> Iterator[nn.Module]:
         """The component's module, ready on the device while the context is open; loads it at its first use.
 
@@ -102,7 +105,12 @@ class DeviceManager:
                 with self._placed[component].use() as module:
                     yield module
 
-    def prefetch(self, component: Hashable, phase: Hashable, adapters: Mapping[str, float] | None = None) -> None:
+    def prefetch(
+        self,
+        component: Hashable,
+        phase: Hashable,  # noqa: ARG002 - of the protocol Residency
+        adapters: Mapping[str, float] | None = None,
+    ) -> None:
         """A hint that :meth:`use` will follow; returns at once."""
         with self._using():
             if component == self._name:

@@ -151,7 +151,7 @@ def next_lower(mode: Mode) -> Mode | None:
     }[mode]
 
 
-def _always(mode: Mode, text_encoder: TextPlacement, facts: Facts) -> bool:
+def _always(_mode: Mode, _text_encoder: TextPlacement, _facts: Facts) -> bool:
     return True
 
 

@@ -174,7 +174,7 @@ class Switched:
         """Calls ``before(group)`` before every layer, so that it waits for its own weights only."""
 
         def hook(group: int) -> Callable[[nn.Module, Any], None]:
-            return lambda layer, inputs: before(group)
+            return lambda _layer, _inputs: before(group)
 
         for index, layer in enumerate(members(module, self.spec.layers)):
             layer.register_forward_pre_hook(hook(index + 1))
@@ -244,7 +244,7 @@ class Switched:
 
     def _merge_into_base(self, merge: LayerwiseMerge, group: int) -> None:
         assert self._base is not None
-        merge.run_to(group, self._base, before=self._wait_group, after=lambda group: None)
+        merge.run_to(group, self._base, before=self._wait_group, after=lambda _: None)
 
     # Merged weights beside the base
 

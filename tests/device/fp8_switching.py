@@ -83,7 +83,7 @@ class Source:
 
     def switched(self, mode: Mode, streams: Streams) -> Switched:
         spec = SwitchedSpec(lambda: skeleton(self.dtype), self.fill, "layers", self.adapt, set_adapters, merge)
-        return Switched(spec, mode, streams, PinnedBudget(), lambda h2d, d2h: None)
+        return Switched(spec, mode, streams, PinnedBudget(), lambda _h2d, _d2h: None)
 
     def module(self, device: torch.device) -> Any:
         model = skeleton(self.dtype).to_empty(device=device)

@@ -106,7 +106,7 @@ class Source:
             weight.addmm_(layer.linear.up, layer.linear.down, alpha=strengths["distilled"])
 
     def switched(self, mode: Mode, streams: Streams | None = None) -> Switched:
-        def adapt(module: nn.Module, names: Collection[str]) -> None:
+        def adapt(module: nn.Module, _names: Collection[str]) -> None:
             for index, layer in enumerate(module.layers):
                 layer.linear = Adapted(layer.linear, index)
 
@@ -119,7 +119,7 @@ class Source:
                 return Model()
 
         spec = SwitchedSpec(skeleton, self.fill, "layers", adapt, set_adapters, self.merge)
-        return Switched(spec, mode, streams or Streams(CPU), self.budget, lambda h2d, d2h: None)
+        return Switched(spec, mode, streams or Streams(CPU), self.budget, lambda _h2d, _d2h: None)
 
 
 def run(switched: Switched, strength: float, then: float | None = None) -> Tensor:

@@ -70,7 +70,7 @@ class Sets(Source):
                 return Model()
 
         spec = SwitchedSpec(skeleton, self.fill, "layers", adapt, set_adapters, self.merge)
-        return Switched(spec, mode, streams or Streams(CPU), PinnedBudget(), lambda h2d, d2h: None)
+        return Switched(spec, mode, streams or Streams(CPU), PinnedBudget(), lambda _h2d, _d2h: None)
 
 
 def expected(source: Sets, strengths: Mapping[str, float]) -> Tensor:
