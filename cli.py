@@ -287,9 +287,8 @@ def accept_licences(arguments: argparse.Namespace) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    from .terminal.bench import bench as run
-
-    run(arguments)
+    """Measures, where benchmarks are: :mod:`.terminal.arguments` found them."""
+    arguments.measure(arguments)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -185,7 +185,7 @@ def _times(actions: Sequence[Callable[[], object]], calls: int) -> list[float]:
     """Milliseconds of each of so many calls in a row, the actions in turns, after one of each."""
     for action in actions:
         action()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     events[0].record()
     for call in range(calls):

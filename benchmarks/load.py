@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def run(generation: Variant, path: Path) -> dict[str, Any]:
     nbytes = _write(path, shapes)
     times: dict[str, float] = {}
     for place in ("disk", "page cache"):
-        for what, action in (("read", lambda: _read(path)), ("load", lambda: _load(models, path))):
+        for what, action in (("read", partial(_read, path)), ("load", partial(_load, models, path))):
             if place == "disk":
                 _forget(path)
             begin = time.perf_counter()
@@ -112,7 +113,7 @@ def _load(models: SyntheticModels, path: Path) -> None:
         lambda: models.skeleton(Component.TRANSFORMER), file.read_into, "transformer_blocks", nothing, nothing, nothing
     )
     budget = PinnedBudget()
-    weights = BaseWeights(spec, True, Streams(torch.device("cuda")), budget, lambda h2d, d2h: None)
+    weights = BaseWeights(spec, True, Streams(torch.device("cuda")), budget, lambda _h2d, _d2h: None)
     weights.load()
     if budget.pinned < weights.host_bytes["base"]:
         logger.warning("only %.1f GB are page-locked", budget.pinned / 1e9)

@@ -42,7 +42,7 @@ def machine(device: torch.device | None = None) -> JSON:
         "driver": driver.stdout.strip(),
         **here,
         "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         "triton": installed_version("triton"),
         "flash_attention": next(filter(None, map(installed_version, ("flash-attn-4", "flash-attn"))), None),
         "processor": _processor(),
@@ -82,7 +82,7 @@ class Timer(Protocol):
 
 def cuda_timer(action: Action) -> CallTime:
     """Times by events, from an idle device on."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     begin.record()
     started = time.perf_counter()

@@ -154,8 +154,8 @@ class Inputs:
             return numbers.to(models.dtype)
 
         def prompt() -> PromptContext:
-            widths = (config.caption_channels or stream.width for stream in (config.video, config.audio))
-            return PromptContext(*(random(tokens.text, width) for width in widths))
+            video, audio = (config.caption_channels or stream.width for stream in (config.video, config.audio))
+            return PromptContext(random(tokens.text, video), random(tokens.text, audio))
 
         return cls(
             random(tokens.video, config.video.channels),

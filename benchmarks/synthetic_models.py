@@ -77,7 +77,7 @@ class _Tokens:
 class _Tokenizer:
     """Prompts of a fixed token count: random weights do not read."""
 
-    def encode(self, text: str, max_tokens: int) -> _Tokens:
+    def encode(self, text: str, max_tokens: int) -> _Tokens:  # noqa: ARG002 - a tokenizer's signature
         generator = torch.Generator().manual_seed(len(text))
         return _Tokens(tuple(torch.randint(4, 1000, (PROMPT_TOKENS,), generator=generator).tolist()))
 
@@ -142,7 +142,7 @@ class SyntheticModels:
             scale_layers(module, sorted(quantisable(linear_layers(module), self.transformer)))
         return module
 
-    def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:
+    def fill(self, component: Component, tensors: Mapping[str, Tensor]) -> None:  # noqa: ARG002 - of the protocol Models
         """Random weights, for memory on the GPU or on the host: the same in both."""
         for name, tensor in tensors.items():
             if name.endswith(_SCALE):
@@ -187,7 +187,7 @@ class SyntheticModels:
             self._pools[device] = numbers.to(device=device, dtype=self.dtype)
         return self._pools[device]
 
-    def adapt(self, transformer: nn.Module, names: Collection[str] = ()) -> None:
+    def adapt(self, transformer: nn.Module, names: Collection[str] = ()) -> None:  # noqa: ARG002 - of the protocol Models
         """The distilled LoRA with random matrices, in host memory."""
         lora: Any = _RandomLoRA(transformer, torch.Generator(self._maker).manual_seed(self.seed + 1))
         inject(transformer, [(DISTILLED, lora)], torch.device("cpu"))
@@ -234,7 +234,7 @@ def _gemma(device: torch.device, width: int) -> nn.Module:
         hidden_size=width,
         num_hidden_layers=GEMMA_LAYERS,
         sliding_window=1024,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]  # one of its **kwargs
         dtype=torch.bfloat16,
         **(_GEMMA_12B if width == GEMMA_WIDTH else _GEMMA_TINY),
     )
@@ -243,7 +243,8 @@ def _gemma(device: torch.device, width: int) -> nn.Module:
     torch.set_default_dtype(torch.bfloat16)
     try:
         with device:
-            return Gemma3TextModel(config).eval().requires_grad_(False)
+            model: nn.Module = Gemma3TextModel(config)
+            return model.eval().requires_grad_(False)
     finally:
         torch.set_default_dtype(before)
 

@@ -74,7 +74,7 @@ class BaseWeights:
     ) -> None:
         self.spec, self.streams, self.moved = spec, streams, moved
         self._keeps_host_copy, self._budget = keeps_host_copy, budget
-        self.before_layer: Callable[[int], None] = lambda group: None
+        self.before_layer: Callable[[int], None] = lambda _: None
         self.forget()
 
     def forget(self) -> None:
@@ -145,7 +145,7 @@ class BaseWeights:
         """Calls ``before(group)`` before every layer, so that it waits for its own weights only."""
 
         def hook(group: int) -> Callable[[nn.Module, Any], None]:
-            return lambda layer, inputs: before(group)
+            return lambda _layer, _inputs: before(group)
 
         for index, layer in enumerate(members(module, self.spec.layers)):
             layer.register_forward_pre_hook(hook(index + 1))

@@ -152,7 +152,7 @@ class LayerStream:
             layer.register_forward_pre_hook(self._before(index + 1))
             layer.register_forward_hook(self._after(index + 1), always_call=True)
 
-    def _begin(self, module: nn.Module, inputs: Any) -> None:
+    def _begin(self, _module: nn.Module, _inputs: Any) -> None:
         source = self._host.memory[0]
         with plain_tensors():
             self._outside = torch.empty(source.nbytes, dtype=torch.uint8, device=self._streams.device)
@@ -164,7 +164,7 @@ class LayerStream:
         self._streams.wait(arrived)
         self._bind(0, self._outside)
 
-    def _end(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _end(self, _module: nn.Module, _inputs: Any, _output: Any) -> None:
         self.end()
 
     def end(self) -> None:
@@ -178,13 +178,13 @@ class LayerStream:
         self._ring.close()
 
     def _before(self, group: int) -> Callable[[nn.Module, Any], None]:
-        def hook(layer: nn.Module, inputs: Any) -> None:
+        def hook(_layer: nn.Module, _inputs: Any) -> None:
             self._bind(group, self._ring.take(group))
 
         return hook
 
     def _after(self, group: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(layer: nn.Module, inputs: Any, output: Any) -> None:
+        def hook(_layer: nn.Module, _inputs: Any, _output: Any) -> None:
             self._ring.leave(group)
             self._unbind(group)
 

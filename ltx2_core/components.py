@@ -103,7 +103,7 @@ class Row:
     read: Callable[[Any, Shapes], Any]
     make: Callable[[Any], nn.Module]
     moves: tuple[Move, ...]
-    counts: Callable[[Any], tuple[Count, ...]] = lambda config: ()
+    counts: Callable[[Any], tuple[Count, ...]] = lambda _: ()
     dtype: torch.dtype | None = None
     optional: bool = False
 
@@ -114,11 +114,11 @@ def _text_config(config: Mapping[str, Any], shapes: Shapes) -> TextConfig:
     return TextConfig.from_metadata(config, next(inputs, None))
 
 
-def _video_vae(config: Mapping[str, Any], shapes: Shapes) -> VideoVAEConfig:
+def _video_vae(config: Mapping[str, Any], _shapes: Shapes) -> VideoVAEConfig:
     return VideoVAEConfig.from_metadata(config)
 
 
-def _audio_vae(config: Mapping[str, Any], shapes: Shapes) -> AudioVAEConfig:
+def _audio_vae(config: Mapping[str, Any], _shapes: Shapes) -> AudioVAEConfig:
     return AudioVAEConfig.from_metadata(config)
 
 
@@ -126,7 +126,7 @@ COMPONENTS: Mapping[Component, Row] = {
     Component.TRANSFORMER: Row(
         "checkpoint",
         "transformer",
-        lambda config, shapes: TransformerConfig.from_metadata(config),
+        lambda config, _: TransformerConfig.from_metadata(config),
         LTXTransformer,
         (Move(DIT, "", but=_NOT_DIT),),
         lambda config: config.counts,
@@ -178,7 +178,7 @@ COMPONENTS: Mapping[Component, Row] = {
     Component.VOCODER: Row(
         "audio-vae",
         "vocoder",
-        lambda config, shapes: VocoderConfig.from_metadata(config),
+        lambda config, _: VocoderConfig.from_metadata(config),
         build_vocoder,
         (Move(VOCODER, ""),),
         dtype=torch.float32,

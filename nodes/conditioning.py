@@ -19,7 +19,7 @@ from .conversions import PROMPT_KEY, RAW_KEY, Conditioning
 RATE_KEY = "frame_rate"  # what ComfyUI's LTXVConditioning writes
 
 
-def _anything(value: Any) -> bool:
+def _anything(_value: Any) -> bool:
     return True
 
 

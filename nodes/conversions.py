@@ -239,7 +239,7 @@ class ImageSink:
         self._total, self._done = frames, 0
         self._images: Tensor | None = None
 
-    def open(self, width: int, height: int, fps: float, audio_rate: int | None) -> None:
+    def open(self, width: int, height: int, fps: float, audio_rate: int | None) -> None:  # noqa: ARG002 - as every sink
         self.abort()
 
     def frames(self, frames: Tensor) -> None:

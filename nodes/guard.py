@@ -54,7 +54,7 @@ def _accepting(node: type[io.ComfyNode]) -> Callable[..., bool] | None:
     if not written:
         return None
 
-    def accept(cls: type[io.ComfyNode], **values: Any) -> bool:
+    def accept(_cls: type[io.ComfyNode], **values: Any) -> bool:
         return True
 
     kind = inspect.Parameter
@@ -204,7 +204,7 @@ _CHECKS: Mapping[str, Callable[[Any, Any], None]] = {
 }
 
 
-def _anything(value: object) -> bool:
+def _anything(_value: object) -> bool:
     return True
 
 

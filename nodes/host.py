@@ -252,7 +252,7 @@ def serve(
     from aiohttp import web
 
     def reading(read: Callable[[], Awaitable[Answer]]) -> Callable[[Any], Awaitable[Any]]:
-        async def handle(request: Any) -> Any:
+        async def handle(_request: Any) -> Any:
             return answered(*await read())
 
         return handle

@@ -120,7 +120,7 @@ class Panel:
     async def read(self) -> host.Answer:
         return 200, self.status()
 
-    async def release(self, body: Mapping[str, Any]) -> host.Answer:
+    async def release(self, _body: Mapping[str, Any]) -> host.Answer:
         async with self._acting:
             opened = PIPELINES.opened
             if opened is None:
@@ -133,7 +133,7 @@ class Panel:
             log.info("released %.2f GB from the device panel; the next run restores them", freed / 1e9)
             return 200, {**self.status(), "freed": freed}
 
-    async def restore(self, body: Mapping[str, Any]) -> host.Answer:
+    async def restore(self, _body: Mapping[str, Any]) -> host.Answer:
         async with self._acting:
             opened = PIPELINES.opened
             if opened is None:

@@ -107,7 +107,7 @@ class NodeProgress:
         self,
         surface: Surface,
         stages: tuple[str, ...] = (),
-        on_change: Callable[[StageProgress | None], None] = lambda progress: None,
+        on_change: Callable[[StageProgress | None], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._surface, self._stages, self._on_change, self._clock = surface, stages, on_change, clock
@@ -136,7 +136,7 @@ class NodeProgress:
             self._first = (done, now)
         self._report(stage, done, at_once=done >= self._total)
 
-    def finish(self, stage: str) -> None:
+    def finish(self, stage: str) -> None:  # noqa: ARG002 - of the protocol Progress
         self.now = None
         self._on_change(None)
 

@@ -52,7 +52,7 @@ class Report(io.ComfyNode):
         return float("nan")
 
     @classmethod
-    def execute(cls, pipeline: PipelineHandle, after: Any = None) -> io.NodeOutput:
+    def execute(cls, pipeline: PipelineHandle, after: Any = None) -> io.NodeOutput:  # noqa: ARG003 - it orders nodes
         report = pipeline.pipeline.last_report()
         chart = stage_chart([dataclasses.asdict(stage) for stage in report.stages])
         text, image = report_text(report), draw(chart)

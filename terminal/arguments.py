@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,7 @@ from ..ltx2_core.recipes import (
     AudioSource,
 )
 from ..ltx2_core.types import DTYPES, PRECISIONS
-from . import bench, values
+from . import values
 
 
 class UsageError(LTX2Error):
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     _demo(add("demo", help="make-tiny, then a clip from it, into output/", description=_DEMO))
     _inspect(add("inspect", help="show what a model file holds", description=_INSPECT))
     _licences(add("accept-licences", help="accept the licences of the model files", description=_LICENCES))
-    bench.add_arguments(add("bench", help="measure on a GPU", description=bench.DESCRIPTION))
+    _bench(add)
     return parser
 
 
@@ -199,6 +200,38 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="F")
     parser.add_argument("--json", action="store_true", help="as JSON, for programs")
     _talk(parser)
+
+
+def _bench(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Benchmarks have their arguments beside them. They are in the repository, not in what is published."""
+    benchmarks = _benchmarks()
+    if benchmarks is None:
+        # Whatever is asked of it, help included, has one answer: no word is an option where options begin with "+"
+        parser = add("bench", help="measure on a GPU (in the repository only)", prefix_chars="+", add_help=False)
+        parser.add_argument("words", nargs="*")
+        parser.set_defaults(measure=_without_benchmarks, verbose=False, quiet=False)
+        return
+    parser = add("bench", help="measure on a GPU", description=benchmarks.DESCRIPTION)
+    benchmarks.add_arguments(parser)
+    parser.set_defaults(measure=benchmarks.run)
+
+
+def _benchmarks() -> Any:
+    """What has the benchmarks' command line, or None in an installation without them."""
+    package = f"{__package__.rpartition('.')[0]}.benchmarks"
+    try:
+        return importlib.import_module(f"{package}.command")
+    except ModuleNotFoundError as error:
+        if error.name in (package, f"{package}.command"):
+            return None
+        raise
+
+
+def _without_benchmarks(_arguments: argparse.Namespace) -> NoReturn:
+    raise LTX2Error(
+        "ltx2 bench is not part of this installation: benchmarks are in the repository alone. Clone the repository, "
+        "run pip install -e . in it, and call ltx2 bench again."
+    )
 
 
 def _talk(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

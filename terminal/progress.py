@@ -34,7 +34,7 @@ class TerminalProgress:
         if self._bars:
             self._bar = tqdm(total=total, desc=stage, bar_format=_BAR, file=self._stream, dynamic_ncols=True)
 
-    def step(self, stage: str, done: int) -> None:
+    def step(self, stage: str, done: int) -> None:  # noqa: ARG002 - of the protocol Progress
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
 

@@ -33,7 +33,7 @@ def signals_end_runs() -> Iterator[None]:
     A signal that is ignored, as ``nohup`` has it, stays ignored. Outside of the main thread nothing changes.
     """
 
-    def end(number: int, frame: object) -> None:
+    def end(number: int, _frame: object) -> None:
         for other in taken:
             signal.signal(other, signal.SIG_IGN)
         raise Terminated(number)

@@ -62,11 +62,11 @@ class Acts(Protocol):
         self.base.ensure()
 
 
-def _streamed(facts: Facts) -> tuple[TextPlacement, ...]:
+def _streamed(_facts: Facts) -> tuple[TextPlacement, ...]:
     return ("stream",)
 
 
-def _always(plan: Plan, facts: Facts) -> bool:
+def _always(_plan: Plan, _facts: Facts) -> bool:
     return True
 
 

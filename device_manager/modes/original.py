@@ -29,7 +29,7 @@ class OnTheFly(Acts):
         self._acting, self._keep = bool(strengths), False
         return self._with_adapters(strengths) if strengths else self.base.ready()
 
-    def prefetch(self, strengths: Strengths) -> None:
+    def prefetch(self, strengths: Strengths) -> None:  # noqa: ARG002 - of the protocol
         self.base.adapters().fetch()
         self._keep = True
 
@@ -58,7 +58,7 @@ def _device_bytes(facts: Facts, text_encoder: TextPlacement) -> int:
     return facts.text_stays(text_encoder) + facts.dit_bytes + max(facts.encoding(text_encoder), stage)
 
 
-def _text_placements(facts: Facts) -> tuple[TextPlacement, ...]:
+def _text_placements(_facts: Facts) -> tuple[TextPlacement, ...]:
     return ("stream", "stay")
 
 

@@ -62,7 +62,7 @@ class InPlace(Acts):
 
     def _run_to(self, merge: LayerwiseMerge, group: int) -> None:
         assert self.base.device is not None
-        merge.run_to(group, self.base.device, before=self.base.wait_group, after=lambda group: None)
+        merge.run_to(group, self.base.device, before=self.base.wait_group, after=lambda _: None)
 
 
 def _device_bytes(facts: Facts, text_encoder: TextPlacement) -> int:

@@ -87,5 +87,5 @@ def stream_for(use: str, device: torch.device) -> torch.cuda.Stream:
 
 
 @lru_cache(maxsize=32)
-def _stream(use: str, device: torch.device, thread: int) -> torch.cuda.Stream:
+def _stream(_use: str, device: torch.device, _thread: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -78,15 +78,15 @@ _ORDER: tuple[_Criterion, ...] = (
     _Criterion(lambda a: a.usable, lambda a: f"is {a.precision}"),
     _Criterion(lambda a: a.generation, lambda a: f"is LTX-{a.generation_text}"),
     _Criterion(lambda a: a.billions, lambda a: f"is {a.billions}b"),
-    _Criterion(lambda a: a.complete, lambda a: "is the transformer alone, and its other parts are not there"),
+    _Criterion(lambda a: a.complete, lambda _: "is the transformer alone, and its other parts are not there"),
     _Criterion(lambda a: not a.quantised, lambda a: f"is {a.precision}"),
-    _Criterion(lambda a: a.revision, lambda a: "is an older revision"),
-    _Criterion(lambda a: a.whole, lambda a: "is the transformer alone"),
+    _Criterion(lambda a: a.revision, lambda _: "is an older revision"),
+    _Criterion(lambda a: a.whole, lambda _: "is the transformer alone"),
     _Criterion(lambda a: a.precision == "bf16", lambda a: f"is {a.precision}"),
     _Criterion(lambda a: a.rank, lambda a: f"has rank {a.rank}"),
     # Of the same file in two places, the one that is found without going deeper
-    _Criterion(lambda a: -a.name.count("/"), lambda a: "lies deeper"),
-    _Criterion(lambda a: (-len(a.name), a.name), lambda a: "has the longer name"),
+    _Criterion(lambda a: -a.name.count("/"), lambda _: "lies deeper"),
+    _Criterion(lambda a: (-len(a.name), a.name), lambda _: "has the longer name"),
 )
 
 

@@ -110,7 +110,7 @@ class _Encoder:
         self._sound: Tensor | None = None  # (2, N), from the clip's start
         self._heard = 0  # samples that are encoded
 
-        def reopened(url: str, flags: int, options: Mapping[str, str]) -> BinaryIO:
+        def reopened(_url: str, _flags: int, _options: Mapping[str, str]) -> BinaryIO:
             """The file for the muxer's own reading, when it moves the pictures behind the index."""
             file.flush()
             return part.open("rb")

@@ -58,7 +58,11 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
-def host(chromium: str, comfyui: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def host(
+    chromium: str,  # noqa: ARG001 - without it no host has to start
+    comfyui: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
     """ComfyUI with this pack, tiny files, and settings of a user who has seen the page before and wants previews."""
     tests = _host_tests()
     base = tmp_path_factory.mktemp("comfyui")

@@ -222,7 +222,8 @@ def chinese(page: Page) -> Iterator[None]:
     page.run("app.extensionManager.setting.set('Comfy.Locale', 'en')")
 
 
-def test_the_panel_speaks_chinese_and_changes_with_the_setting(page: Page, chinese: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("chinese")
+def test_the_panel_speaks_chinese_and_changes_with_the_setting(page: Page, tmp_path: Path) -> None:
     page.resize(1440, 1180)
     toggle_panel(page)
     wait_for_panel(page, "最近的运行")
@@ -456,7 +457,8 @@ def test_what_a_run_shows_covers_no_note(page: Page, name: str, tmp_path: Path) 
     assert page.run(OVERLAPS) == []
 
 
-def test_a_mode_from_the_panel_holds_from_the_next_run_on(page: Page, host: Any, released: None) -> None:
+@pytest.mark.usefixtures("released")
+def test_a_mode_from_the_panel_holds_from_the_next_run_on(page: Page, host: Any) -> None:
     show_workflow(page, steps=2)
     toggle_panel(page)
     wait_for_panel(page, "Device mode")

@@ -35,19 +35,19 @@ def marker(**more: Any) -> Tensor:
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
-def without_input_scales(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def without_input_scales(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
     for layer in fp8_layers(tensors):
         del tensors[f"{layer}.input_scale"]
 
 
-def row_scales(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def row_scales(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
     """A scale for each row, (out, 1), none like the next."""
     for layer in fp8_layers(tensors):
         rows = len(tensors[f"{layer}.weight"])
         tensors[f"{layer}.weight_scale"] = tensors[f"{layer}.weight_scale"] * torch.linspace(0.5, 1.5, rows)[:, None]
 
 
-def comfy_markers(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def comfy_markers(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
     for number, layer in enumerate(fp8_layers(tensors)):
         tensors[f"{layer}.comfy_quant"] = marker(full_precision_matrix_mult=True) if number % 2 else marker()
 
@@ -58,7 +58,7 @@ def comfy_metadata(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None
     metadata["_quantization_metadata"] = json.dumps({"format_version": "1.0", "layers": layers})
 
 
-def legacy(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def legacy(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
     """ComfyUI's older layout."""
     for layer in fp8_layers(tensors):
         tensors[f"{layer}.scale_weight"] = tensors.pop(f"{layer}.weight_scale").reshape(1)
@@ -66,7 +66,7 @@ def legacy(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     tensors["model.diffusion_model.scaled_fp8"] = torch.zeros(0, dtype=FP8)
 
 
-def cast(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def cast(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
     """Weights and biases without scales."""
     for layer in fp8_layers(tensors):
         scale = tensors.pop(f"{layer}.weight_scale")
@@ -75,7 +75,7 @@ def cast(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         tensors[f"{layer}.bias"] = tensors[f"{layer}.bias"].to(FP8)
 
 
-def everywhere(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def everywhere(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
     """Matrices of connectors and projections in fp8 too."""
     for key in [key for key, t in tensors.items() if "connector." in key or "aggregate_embed" in key]:
         weight = tensors[key]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,7 +97,7 @@ def test_the_floor_is_counted_at_each_parts_rate() -> None:
     assert Rates(500.0, 800.0, None).floor_ms(flops, "fp8") == pytest.approx(4.0)
 
 
-def test_steps_of_a_tiny_transformer(tmp_path: Path) -> None:
+def test_steps_of_a_tiny_transformer() -> None:
     shapes = (Shape("A1", SMALL, "one pass"), Shape("A4", SMALL, "guided", "two-stage"), Shape("C3", SMALL, "hq", "hq"))
     saved: list[int] = []
     benchmark = DitBenchmark(tiny, shapes, repeat=2)
@@ -122,7 +121,7 @@ def test_steps_of_a_tiny_transformer(tmp_path: Path) -> None:
 
 def test_fp8_against_the_weights_that_it_was_made_from() -> None:
     benchmark = DitBenchmark(tiny, [Shape("A1", SMALL, "one pass")], ("bf16", "fp8"), ("auto",), repeat=1)
-    plain, quantised = benchmark.run(lambda figures: None, CPU)["rows"]
+    plain, quantised = benchmark.run(lambda _: None, CPU)["rows"]
     assert quantised["precision"] == "fp8"
     # Weights alone, as on any CPU: off by 2% each, in one of the tiny model's three blocks
     for stream in ("video", "audio"):
@@ -131,7 +130,7 @@ def test_fp8_against_the_weights_that_it_was_made_from() -> None:
 
 def test_what_no_time_is_left_for_is_named() -> None:
     shapes = (Shape("X", SMALL, "one pass"), Shape("Y", SMALL, "one pass"))
-    figures = DitBenchmark(tiny, shapes, limit_s=1e-9).run(lambda figures: None, CPU)
+    figures = DitBenchmark(tiny, shapes, limit_s=1e-9).run(lambda _: None, CPU)
     assert figures["left_out"] == ["X bf16", "Y bf16"] and figures["rows"] == []
 
 

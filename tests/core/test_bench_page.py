@@ -51,7 +51,7 @@ def cells(table: str) -> list[list[str]]:
 def test_tables_of_what_the_benchmarks_write(tmp_path: Path) -> None:
     """Figures of tiny models, through JSON and into every table that they fill."""
     tiny = SyntheticModels("2.3", tiny=True)
-    dit = DitBenchmark(lambda precision: tiny, [Shape("A1", SMALL, "one pass")], repeat=1).run(lambda _: None, CPU)
+    dit = DitBenchmark(lambda _: tiny, [Shape("A1", SMALL, "one pass")], repeat=1).run(lambda _: None, CPU)
     # A row of a sweep, above 4,000 tokens, without the time that it takes
     row = {**dit["rows"][0], "shape": "4096x1024", "what": "sizes", "tokens": {"video": 8192}, "ms_per_tflop": 2.0}
     dit["rows"].append(row)

@@ -6,12 +6,12 @@ import importlib.util
 
 import pytest
 import torch
+from ltx2_two_stage.benchmarks import command
 from ltx2_two_stage.benchmarks.measure import Samples
 from ltx2_two_stage.benchmarks.peers import CONTESTANTS, PeersBenchmark, compared
 from ltx2_two_stage.benchmarks.shapes import Shape
 from ltx2_two_stage.benchmarks.synthetic_models import SyntheticModels
 from ltx2_two_stage.ltx2_core.types import VideoSize
-from ltx2_two_stage.terminal import bench
 
 SMALL = VideoSize(9, 64, 96)
 # Of bfloat16 over three blocks: 0.6 to 0.9% between any two of the three implementations; a wrong name, rule or rope
@@ -20,7 +20,7 @@ TOLERANCE = 0.03
 
 
 def test_the_command_names_every_contestant() -> None:
-    assert tuple(bench._CONTESTANTS.split(",")) == CONTESTANTS
+    assert command.CONTESTANTS == CONTESTANTS
 
 
 @pytest.mark.parametrize("package, name", [("diffusers", "diffusers"), ("ltx_core", "ltx-core")])
@@ -30,7 +30,7 @@ def test_peers_compute_the_same_function(package: str, name: str) -> None:
     shapes = (Shape("A1", SMALL, "one pass"), Shape("A4", SMALL, "guided", "two-stage"), Shape("C3", SMALL, "hq", "hq"))
     models = SyntheticModels("2.3", tiny=True)
     benchmark = PeersBenchmark(models, shapes, ("ours", "ours eager", name), decoded=SMALL, repeat=2)
-    figures = benchmark.run(lambda figures: None, torch.device("cpu"))
+    figures = benchmark.run(lambda _: None, torch.device("cpu"))
     assert [row["shape"] for row in figures["rows"]] == ["A1", "A4", "C3"]
     for row in figures["rows"]:
         assert set(row["ms"]) == {"ours", "ours eager", name} and row["best_peer"] == name

@@ -6,19 +6,19 @@ from functools import partial
 
 import pytest
 import torch
+from ltx2_two_stage.benchmarks import command
 from ltx2_two_stage.benchmarks.decode import PARTS, DecodeBenchmark, counted
 from ltx2_two_stage.benchmarks.e2e import E2EBenchmark, differences, psnr, summary
 from ltx2_two_stage.benchmarks.synthetic_models import SyntheticModels
 from ltx2_two_stage.ltx2_core.errors import SettingError
 from ltx2_two_stage.ltx2_core.types import VideoSize
-from ltx2_two_stage.terminal import bench
 
 CPU = torch.device("cpu")
 SMALL = VideoSize(9, 64, 128)
 
 
 def test_every_part_around_the_transformer() -> None:
-    assert tuple(bench._PARTS.split(",")) == PARTS
+    assert command.PARTS == PARTS
     saved: list[int] = []
     benchmark = DecodeBenchmark(SyntheticModels("2.3", tiny=True), (SMALL,), repeat=1)
     figures = benchmark.run(lambda figures: saved.append(len(figures["rows"])), CPU)
@@ -35,11 +35,9 @@ def test_operations_are_counted() -> None:
 
 def test_whole_runs_and_what_differs_between_them() -> None:
     models = partial(SyntheticModels, "2.3", 0, tiny=True)
-    benchmark = E2EBenchmark(
-        lambda precision: models(), "two-stage", (SMALL,), "original", ("bf16", "bf16"), repeat=2, steps=2
-    )
+    benchmark = E2EBenchmark(lambda _: models(), "two-stage", (SMALL,), "original", ("bf16", "bf16"), repeat=2, steps=2)
     benchmark.check()
-    figures = benchmark.run(lambda figures: None, CPU)
+    figures = benchmark.run(lambda _: None, CPU)
     first, second = figures["rows"]
     assert first["warm"]["total_s"]["runs"] == 2 and first["all_finite"]
     # Every run has a prompt of its own, so that all of them encode text

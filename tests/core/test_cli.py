@@ -222,7 +222,7 @@ def test_help_works(command: list[str], capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(arguments: object) -> None:
+    def interrupted(_arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli.COMMANDS, "generate", interrupted)
@@ -233,7 +233,7 @@ def test_ctrl_c_exits_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_verbose_shows_where_an_error_was_raised(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(arguments: object) -> None:
+    def refused(_arguments: object) -> None:
         raise SettingError("width", 500, "must be a multiple of 64", "Try 448 or 512.")
 
     monkeypatch.setitem(cli.COMMANDS, "generate", refused)
@@ -334,7 +334,7 @@ def test_latents_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
     before = path.read_bytes()
 
-    def full_disk(tensors: object, target: Path, metadata: object) -> None:
+    def full_disk(_tensors: object, target: Path, _metadata: object) -> None:
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

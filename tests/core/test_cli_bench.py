@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from ltx2_two_stage.benchmarks import load
+from ltx2_two_stage.benchmarks import command, load
 from ltx2_two_stage.benchmarks.synthetic_models import SyntheticModels
 from ltx2_two_stage.cli import main
 from ltx2_two_stage.ltx2_core.errors import SettingError
 from ltx2_two_stage.ltx2_core.files.safetensors_file import SafetensorsFile
 from ltx2_two_stage.ltx2_core.models.scaled_linear import ScaledLinear
 from ltx2_two_stage.ltx2_core.types import Component
-from ltx2_two_stage.terminal import bench
 
 
 @pytest.mark.parametrize(
@@ -83,17 +83,37 @@ def test_figures_replace_older_ones_whole_or_not_at_all(
     out = tmp_path / "out.json"
     out.write_text("old")
 
-    def work(save: bench.Save) -> None:
+    def work(save: command.Save) -> None:
         with pytest.raises(TypeError):
             save({"figure": object()})
         assert out.read_text() == "old"
         save({"figure": 1})
 
-    monkeypatch.setattr(bench, "_require_gpu", lambda: None)
-    monkeypatch.setitem(bench._WORK, "ceilings", lambda arguments: work)
+    monkeypatch.setattr(command, "_require_gpu", lambda: None)
+    ceilings = command.BENCHMARKS["ceilings"]._replace(work=lambda _: work)
+    monkeypatch.setitem(command.BENCHMARKS, "ceilings", ceilings)
     assert main(["bench", "ceilings", "--out", str(out)]) == 0
     assert json.loads(out.read_text()) == {"figure": 1} and list(tmp_path.iterdir()) == [out]
     assert str(out) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["benchmarks", "benchmarks.command"])
+@pytest.mark.parametrize("words", ["", "--help", "dit --out out.json", "-v e2e --steps=2", "-- modes"])
+def test_where_benchmarks_are_not_shipped(
+    words: str, missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("ltx2_two_stage.benchmarks")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, f"ltx2_two_stage.{missing}", None)
+    assert main(["bench", *words.split()]) == 2
+    assert "Clone the repository, run pip install -e . in it" in capsys.readouterr().err
+
+
+def test_what_a_benchmark_lacks_is_not_called_missing_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ltx2_two_stage.benchmarks.command")
+    monkeypatch.setitem(sys.modules, "ltx2_two_stage.benchmarks.options", None)
+    with pytest.raises(ModuleNotFoundError, match=r"benchmarks\.options"):
+        main(["bench", "ceilings"])
 
 
 @pytest.mark.parametrize("option", ["--out", "--file"])
@@ -115,7 +135,7 @@ def test_a_checkpoint_that_is_there_is_never_replaced(tmp_path: Path, capsys: py
 
 
 def test_a_disk_without_room_for_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load.shutil, "disk_usage", lambda path: SimpleNamespace(free=37_000_000_000))
+    monkeypatch.setattr(load.shutil, "disk_usage", lambda _: SimpleNamespace(free=37_000_000_000))
     with pytest.raises(SettingError, match="needs 38 GB of the disk, and 37 GB are free"):
         load.check_room("2.3", tmp_path / "new.safetensors")
 

@@ -268,11 +268,10 @@ class Interrupted(KeyboardInterrupt):
 def test_ctrl_c_leaves_no_file(
     tiny: TinyFiles,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     stage: str,
 ) -> None:
-    def step(self: object, name: str, done: int) -> None:
+    def step(_self: object, name: str, _done: int) -> None:
         if name == stage:
             raise Interrupted
 

@@ -23,10 +23,10 @@ HEIGHT, WIDTH, PIECES, FRAMES = 32, 64, 6, 2
 class Decoder:
     """Makes pieces of one gray each; ``made`` is told of every piece before it is there."""
 
-    def __init__(self, made: Callable[[int], None] = lambda piece: None) -> None:
+    def __init__(self, made: Callable[[int], None] = lambda _: None) -> None:
         self.made, self.closed = made, False
 
-    def decode_frames(self, latent: Tensor) -> Generator[Tensor, None, None]:
+    def decode_frames(self, _latent: Tensor) -> Generator[Tensor, None, None]:
         try:
             for piece in range(PIECES):
                 self.made(piece)
@@ -44,7 +44,7 @@ class World:
         self.decoder, self.given_back, self.recorder = decoder, False, self
 
     @contextmanager
-    def use(self, component: object) -> Iterator[Decoder]:
+    def use(self, _component: object) -> Iterator[Decoder]:
         try:
             yield self.decoder
         finally:
@@ -89,7 +89,7 @@ def test_the_slower_of_decoding_and_encoding_sets_the_time(tmp_path: Path) -> No
     nap = 0.15
     with writer(tmp_path, lambda: time.sleep(nap)) as sink:
         begin = time.perf_counter()
-        decode(Decoder(lambda piece: time.sleep(nap)), sink)
+        decode(Decoder(lambda _: time.sleep(nap)), sink)
         sink.close()
         taken = time.perf_counter() - begin
     assert taken < 0.8 * 2 * PIECES * nap  # (PIECES + 1) naps and what the little work takes
@@ -113,11 +113,11 @@ def test_an_interrupt_leaves_nothing_running(where: str) -> None:
     class Interrupt(BaseException): ...
 
     class Stopping(NullSink, NoProgress):
-        def frames(self, frames: Tensor) -> None:
+        def frames(self, _frames: Tensor) -> None:
             if where == "sink":
                 raise Interrupt
 
-        def step(self, stage: str, done: int) -> None:
+        def step(self, _stage: str, _done: int) -> None:
             raise Interrupt
 
     decoder, stopping = Decoder(), Stopping()

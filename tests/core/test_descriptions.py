@@ -51,7 +51,7 @@ def tiny23(tmp_path_factory: pytest.TempPathFactory) -> TinyFiles:
 
 @pytest.fixture
 def no_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: nn.Module, *more: Any, **others: Any) -> None:
+    def refuse(_self: nn.Module, *more: Any, **others: Any) -> None:
         raise AssertionError("a module is made")
 
     monkeypatch.setattr(nn.Module, "__init__", refuse)
@@ -151,9 +151,8 @@ COUNTS: dict[str, list[Change]] = {
 
 
 @pytest.mark.parametrize("changes", COUNTS.values(), ids=COUNTS.keys())
-def test_counts_are_compared_before_a_module_is_made(
-    tiny: TinyFiles, tmp_path: Path, no_modules: None, changes: list[Change]
-) -> None:
+@pytest.mark.usefixtures("no_modules")
+def test_counts_are_compared_before_a_module_is_made(tiny: TinyFiles, tmp_path: Path, changes: list[Change]) -> None:
     for change in changes:
         path = with_config(tiny.checkpoint, tmp_path / "counts.safetensors", change)
         with pytest.raises((CheckpointError, ConfigError)) as caught:
@@ -161,7 +160,8 @@ def test_counts_are_compared_before_a_module_is_made(
         assert "counts.safetensors" in str(caught.value) and len(str(caught.value)) < 2000
 
 
-def test_numbers_of_any_length_are_refused(tiny: TinyFiles, tmp_path: Path, no_modules: None) -> None:
+@pytest.mark.usefixtures("no_modules")
+def test_numbers_of_any_length_are_refused(tiny: TinyFiles, tmp_path: Path) -> None:
     header, nbytes = read_header(tiny.checkpoint)
     config = json.loads(header["__metadata__"]["config"])
     for digits in (20, 400, 6000):
@@ -282,7 +282,7 @@ def released_shapes(variant: Variant) -> dict[str, tuple[int, ...]]:
         }
 
 
-def released(folder: Path, variant: Variant, change: Change = lambda shapes: None, **metadata: str) -> ModelFiles:
+def released(folder: Path, variant: Variant, change: Change = lambda _: None, **metadata: str) -> ModelFiles:
     """The headers of released files, the checkpoint with this metadata alone."""
     shapes: JSON = dict(released_shapes(variant))
     change(shapes)
@@ -370,9 +370,8 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 
 @pytest.mark.parametrize("key", ["num_layers", "connector_num_layers"])
-def test_counts_of_a_released_model_are_compared_first(
-    variant: Variant, tmp_path: Path, no_modules: None, key: str
-) -> None:
+@pytest.mark.usefixtures("no_modules")
+def test_counts_of_a_released_model_are_compared_first(variant: Variant, tmp_path: Path, key: str) -> None:
     config = full_size_config(variant)
     for value in (10**9, 47):
         config["transformer"][key] = value

@@ -77,7 +77,7 @@ def test_a_stopped_download_ends_at_once_and_the_next_one_goes_on(hub: Any, targ
 
     stopped = []
 
-    def stop(nbytes: int) -> None:
+    def stop(_nbytes: int) -> None:
         if (left(target) / "partial").exists():
             stopped.append(time.monotonic())
             raise Stopped
@@ -155,7 +155,8 @@ def test_a_part_of_other_bytes_is_not(here: Any, target: Path, facts: dict[str, 
 
 
 @pytest.mark.parametrize("part", [bytes(1000), DATA + b"more"], ids=["damaged", "too long"])
-def test_a_part_that_is_damaged_never_gets_the_name(here: Any, target: Path, part: bytes) -> None:
+@pytest.mark.usefixtures("here")
+def test_a_part_that_is_damaged_never_gets_the_name(target: Path, part: bytes) -> None:
     leave_part(target, part)
     if len(part) < len(DATA):
         with pytest.raises(CheckpointError, match=r"its SHA-256 is [0-9a-f]{64}, and should be [0-9a-f]{64}"):
@@ -232,7 +233,8 @@ def test_a_page_is_no_file(here: Any, target: Path) -> None:
     assert list(target.parent.iterdir()) == []
 
 
-def test_what_a_killed_download_left_is_removed(here: Any, target: Path) -> None:
+@pytest.mark.usefixtures("here")
+def test_what_a_killed_download_left_is_removed(target: Path) -> None:
     left(target).mkdir()
     (left(target) / "half").write_bytes(b"x")
     fetch(REPOSITORY, PATH, len(DATA), target, nothing)
@@ -259,7 +261,8 @@ def test_failures_say_what_to_do_and_leave_nothing(hub: Any, target: Path, prepa
     assert list(target.parent.iterdir()) == []
 
 
-def test_another_size_than_announced_is_refused(hub: Any, target: Path) -> None:
+@pytest.mark.usefixtures("hub")
+def test_another_size_than_announced_is_refused(target: Path) -> None:
     with pytest.raises(CheckpointError, match="sent 12,000,000 bytes"):
         fetch(REPOSITORY, PATH, len(DATA) + 1, target, nothing)
     assert list(target.parent.iterdir()) == []
@@ -272,7 +275,8 @@ def test_a_process_that_says_nothing_is_an_error_too(target: Path, monkeypatch: 
     assert list(target.parent.iterdir()) == []
 
 
-def test_the_process_ends_with_its_parent(hub: Any, target: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("target")
+def test_the_process_ends_with_its_parent(hub: Any, tmp_path: Path) -> None:
     hub.pause = 1.0
     staging = tmp_path / "staging"
     staging.mkdir()
@@ -289,14 +293,14 @@ def test_a_file_that_is_not_there_is_named_before_anything_is_fetched(hub: Any) 
 
 
 def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=50_000_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000_000_000))
     check_space(tmp_path, 49_000_000_000)
     with pytest.raises(OutputError, match=r"has 50.0 GB free, the download takes 49.1 GB"):
         check_space(tmp_path, 49_100_000_000)
 
 
 def test_a_folder_that_cannot_be_written_is_named(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(self: Path, *args: Any, **kwargs: Any) -> None:
+    def refused(_self: Path, *args: Any, **kwargs: Any) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refused)

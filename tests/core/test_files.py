@@ -177,7 +177,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes, words: str) -
 
 
 def test_a_header_that_is_too_long_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(text: bytes) -> None:
+    def refuse(_text: bytes) -> None:
         raise AssertionError("the header is parsed")
 
     monkeypatch.setattr(header, "parse_json", refuse)

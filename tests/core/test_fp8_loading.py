@@ -110,7 +110,7 @@ def test_layers_that_ask_for_full_precision(tiny: TinyFiles, tmp_path: Path) -> 
     both = scaled_layers(built(opened(tiny, rewrite(tiny.checkpoint, tmp_path / "c.safetensors", comfy_markers))))
     assert sum(layer.full_precision for layer in both.values()) == 17
 
-    def whole_file(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def whole_file(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
         tensors[f"{DIT}scaled_fp8"] = torch.zeros(2, dtype=FP8)
 
     found = scaled_layers(built(opened(tiny, rewrite(tiny.checkpoint, tmp_path / "l.safetensors", legacy, whole_file))))
@@ -209,7 +209,7 @@ def test_a_run_with_products_in_fp8(
     models = opened(tiny if stored else plain, precision="fp8", dtype=torch.bfloat16)
     contexts: Any = [text and PromptContext(text.video.bfloat16(), text.audio.bfloat16()) for text in texts]
     expected = {mode: ran(models, mode, contexts) for mode in MODES}
-    monkeypatch.setattr(scaled_linear, "has_fp8_matmul", lambda device: True)
+    monkeypatch.setattr(scaled_linear, "has_fp8_matmul", lambda _: True)
     results = {mode: ran(models, mode, contexts) for mode in MODES}
     for mode in ("snapshot", "snapshot-low"):
         assert not any(differences(results["resident"], results[mode]).values()), mode
@@ -246,14 +246,14 @@ def test_an_unknown_precision_is_refused_before_a_file_is_opened(tmp_path: Path)
 
 
 def _with(**tensors: Tensor) -> Change:
-    def change(found: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def change(found: dict[str, Tensor], _metadata: dict[str, str]) -> None:
         found.update({LAYER + name: tensor for name, tensor in tensors.items()})
 
     return change
 
 
 def _without(*names: str) -> Change:
-    def change(found: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def change(found: dict[str, Tensor], _metadata: dict[str, str]) -> None:
         for name in names:
             del found[LAYER + name]
 
@@ -261,7 +261,7 @@ def _without(*names: str) -> Change:
 
 
 def _said(text: str) -> Change:
-    return lambda found, metadata: metadata.update(_quantization_metadata=text)
+    return lambda _found, metadata: metadata.update(_quantization_metadata=text)
 
 
 WEIGHT = torch.zeros(128, 128)
@@ -313,7 +313,7 @@ def test_bad_files_are_refused(tiny: TinyFiles, tmp_path: Path, changes: tuple[C
 # Other components
 
 
-def test_parts_around_the_transformer_are_dequantised(tiny: TinyFiles, tmp_path: Path, texts: Texts) -> None:
+def test_parts_around_the_transformer_are_dequantised(tiny: TinyFiles, tmp_path: Path) -> None:
     path = rewrite(tiny.checkpoint, tmp_path / "fp8.safetensors", everywhere)
     exact = opened(tiny, rewrite(path, tmp_path / "exact.safetensors", dequantised))
     models = opened(tiny, path)

@@ -24,6 +24,8 @@ from torch import Tensor
 TOLERANCE = 2e-6
 B, T, D = 3, 5, 64
 
+pytestmark = pytest.mark.usefixtures("interpreter")
+
 
 @pytest.fixture
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -62,9 +64,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("outputs", [0, 1, 2])
 @pytest.mark.parametrize("updated", [slice(None), slice(0, 2), slice(1, 3)], ids=str)
-def test_residual_norm(
-    interpreter: None, monkeypatch: pytest.MonkeyPatch, kind: str, outputs: int, updated: slice
-) -> None:
+def test_residual_norm(monkeypatch: pytest.MonkeyPatch, kind: str, outputs: int, updated: slice) -> None:
     x, gate = numbers(B, T, D), row(3, 2, *KINDS[kind])
     update = numbers(B, T, D)[updated]
     base = row(0, 0, *KINDS[kind])
@@ -83,7 +83,7 @@ def test_residual_norm(
         assert relative(one.plain, other.plain) < TOLERANCE
 
 
-def test_residual_norm_without_gate_or_modulation(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_residual_norm_without_gate_or_modulation(monkeypatch: pytest.MonkeyPatch) -> None:
     x, update = numbers(B, T, D), numbers(B, T, D) + 1
     found = modulation.residual_norm(x, update, None, [None], 1e-6, [Needs()])
     monkeypatch.delenv("TRITON_INTERPRET")
@@ -92,7 +92,7 @@ def test_residual_norm_without_gate_or_modulation(interpreter: None, monkeypatch
     assert relative(found[1][0].plain, expected[1][0].plain) < TOLERANCE  # type: ignore[arg-type]
 
 
-def test_many_rows_share_the_modulation(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_share_the_modulation(monkeypatch: pytest.MonkeyPatch) -> None:
     from ltx2_two_stage.ltx2_core.kernels.triton import modulation as kernel
 
     monkeypatch.setattr(kernel, "MANY_ROWS", 1)
@@ -106,7 +106,7 @@ def test_many_rows_share_the_modulation(interpreter: None, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_modulate(interpreter: None, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_modulate(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     x, base = numbers(B, T, D), row(0, 0, *KINDS[kind])
     affine = Affine(base, base._replace(row=2, at=1))
     found = modulation.modulate(x, affine, Needs()).plain
@@ -119,7 +119,7 @@ def test_modulate(interpreter: None, monkeypatch: pytest.MonkeyPatch, kind: str)
 
 @pytest.mark.parametrize("tables", [1, B])
 @pytest.mark.parametrize("pair", [False, True])
-def test_norm_and_rope(interpreter: None, tables: int, pair: bool) -> None:
+def test_norm_and_rope(tables: int, pair: bool) -> None:
     groups, half = 4, D // 8
     angles = numbers(tables, groups, T, half)
     rope = Rope(angles.cos(), angles.sin())
@@ -134,13 +134,13 @@ def test_norm_and_rope(interpreter: None, tables: int, pair: bool) -> None:
         assert relative(one, expected) < TOLERANCE
 
 
-def test_norm_without_rope(interpreter: None) -> None:
+def test_norm_without_rope() -> None:
     x, weight = numbers(B, T, D), 1 + 0.1 * numbers(D)
     (found,) = heads.norm_rope((x.clone(),), (weight,), 1e-6, (None,), 1)
     assert relative(found[:, 0], torch.nn.functional.rms_norm(x, (D,), weight, 1e-6)) < TOLERANCE
 
 
-def test_gates_of_heads(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gates_of_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     x, logits = numbers(B, T, D), numbers(B, T, 4)
     found = heads.gate_heads(x.clone(), logits, 4, Needs()).plain
     monkeypatch.delenv("TRITON_INTERPRET")
@@ -150,7 +150,7 @@ def test_gates_of_heads(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> N
     assert relative(found, expected) < TOLERANCE
 
 
-def test_what_does_not_fit_the_kernels_runs_eagerly(interpreter: None) -> None:
+def test_what_does_not_fit_the_kernels_runs_eagerly() -> None:
     """Heads that are no power of two, and the interleaved rotary layout."""
     angles = numbers(1, 3, T, 8)
     assert not heads.can_norm_rope(numbers(B, T, 48), Rope(angles, angles))
@@ -165,7 +165,7 @@ BOTH = Needs(True, True)
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_results_in_fp8(interpreter: None, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+def test_results_in_fp8(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """What kernels write in fp8 is what the eager version quantises."""
     x, base = numbers(B, T, D), row(0, 0, 1, 1, False)
     affine = Affine(base, base._replace(row=2, at=1))
@@ -189,7 +189,7 @@ def test_results_in_fp8(interpreter: None, monkeypatch: pytest.MonkeyPatch, rows
 
 
 @pytest.mark.parametrize("tokens", [3, 40])
-def test_gates_of_fp8_tokens(interpreter: None, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+def test_gates_of_fp8_tokens(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     layer = torch.nn.Linear(256, 16)
     x = Activation(None, quantise_rows(numbers(B, tokens, 256)))
     found = heads.gate_logits(x, layer)
@@ -199,9 +199,7 @@ def test_gates_of_fp8_tokens(interpreter: None, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
-def test_a_guided_step(
-    interpreter: None, monkeypatch: pytest.MonkeyPatch, image: bool, generation: Literal["2.0", "2.3"]
-) -> None:
+def test_a_guided_step(monkeypatch: pytest.MonkeyPatch, image: bool, generation: Literal["2.0", "2.3"]) -> None:
     """A whole step with four passes, of which one branches off and one leaves the exchange out."""
     stage = build_stage(tiny_transformer(generation))
     stage = stage.with_image() if image else stage
@@ -215,7 +213,7 @@ def test_a_guided_step(
 
 @pytest.mark.parametrize("loras", [1, 2])
 @pytest.mark.parametrize("width", [64, 80])
-def test_merging_into_fp8_rows(interpreter: None, width: int, loras: int) -> None:
+def test_merging_into_fp8_rows(width: int, loras: int) -> None:
     """Against the same sum in float64. The interpreter's conversion to fp8 drops carries: a few numbers are halved."""
     weight, scale = (part.clone() for part in quantise_rows(numbers(48, width)))
     scale = scale[:, 0].contiguous()

@@ -65,8 +65,8 @@ def test_the_first_step_and_a_constant_velocity_are_eulers() -> None:
     # gamma * 0 + flow: x0 = x - sigma * v, rounded once
     assert (corrected_estimate(latent, flow, flow, 0.5) - (latent - 0.5 * flow)).abs().max() < 1e-6
     assert GAMMA == 2
-    one, _ = gradient_estimation_loop(evaluate, _state(3, 1), _state(2, 2), (1.0, 0.5), lambda done: None)
-    other, _ = euler_loop(evaluate, _state(3, 1), _state(2, 2), (1.0, 0.5), lambda done: None)
+    one, _ = gradient_estimation_loop(evaluate, _state(3, 1), _state(2, 2), (1.0, 0.5), lambda _: None)
+    other, _ = euler_loop(evaluate, _state(3, 1), _state(2, 2), (1.0, 0.5), lambda _: None)
     assert torch.equal(one.latent, other.latent)
 
 
@@ -75,10 +75,10 @@ def test_bfloat16_states_are_rounded_as_the_official_code_rounds_them() -> None:
     latent = video.latent
     x0s = [_randn(1, 3, 4, seed=seed).bfloat16() for seed in (1, 2, 3)]
 
-    def fixed(video: StreamState, audio: StreamState, sigma: float, step: int) -> tuple[Tensor, Tensor]:
+    def fixed(_video: StreamState, audio: StreamState, _sigma: float, step: int) -> tuple[Tensor, Tensor]:
         return x0s[step], audio.latent
 
-    result, _ = gradient_estimation_loop(fixed, video, _state(2, 2), (1.0, 0.75, 0.5), lambda done: None)
+    result, _ = gradient_estimation_loop(fixed, video, _state(2, 2), (1.0, 0.75, 0.5), lambda _: None)
     first = velocity(latent, x0s[0], 1.0)
     assert first.dtype == torch.bfloat16
     latent = (latent.float() + first.float() * -0.25).bfloat16()
@@ -92,14 +92,14 @@ def test_given_tokens_and_streams_stay_as_they_are() -> None:
     kept = _randn(1, 1, 4, seed=5)
     video = _state(3, 1).with_replaced(kept, 1.0, start=1, overwrite=True)
     audio = StreamState.given(_randn(1, 2, 4, seed=6), _randn(1, 1, 2, 2))
-    video_out, audio_out = gradient_estimation_loop(evaluate, video, audio, SIGMAS, lambda done: None)
+    video_out, audio_out = gradient_estimation_loop(evaluate, video, audio, SIGMAS, lambda _: None)
     assert torch.equal(audio_out.latent, audio.latent)
     assert torch.equal(video_out.latent[:, 1:2], kept)
     assert not torch.equal(video_out.latent[:, :1], video.latent[:, :1])
 
 
 def test_an_interrupt_passes_through() -> None:
-    def stop(done: int) -> None:
+    def stop(_done: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -35,7 +35,7 @@ def pretend_flash(monkeypatch: pytest.MonkeyPatch, name: str, result: Any = None
         monkeypatch.setitem(sys.modules, module, None)
     called: list[tuple[int, ...]] = []
 
-    def function(q: Tensor, k: Tensor, v: Tensor) -> Any:
+    def function(q: Tensor, _k: Tensor, _v: Tensor) -> Any:
         called.append(tuple(q.shape))
         if isinstance(result, Exception):
             raise result
@@ -57,7 +57,7 @@ def test_eager_kernels_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_without_triton_kernels_are_eager(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda _: None)
     with caplog.at_level("INFO", logger="ltx2.kernels"):
         assert not availability.fused(torch.zeros(1))
     assert "Triton is not installed" in caplog.text
@@ -67,7 +67,7 @@ def test_a_missing_triton_is_told_once_and_only_for_a_gpu(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(availability.importlib.util, "find_spec", lambda _: None)
     with caplog.at_level("INFO", logger="ltx2.kernels"):
         assert not availability.fused(torch.zeros(1))
         assert caplog.text == ""
@@ -81,7 +81,7 @@ def test_a_triton_that_does_not_work_is_left_out(
 ) -> None:
     broken = ModuleType("trial")
 
-    def trial(device: torch.device) -> None:
+    def trial(_device: torch.device) -> None:
         raise RuntimeError("Failed to find C compiler")
 
     broken.trial = trial  # type: ignore[attr-defined]
@@ -145,7 +145,7 @@ def test_flash_attention_can_be_left_out_and_insisted_on(monkeypatch: pytest.Mon
 def test_the_faster_attention_is_taken_by_a_margin(monkeypatch: pytest.MonkeyPatch, theirs: float, taken: bool) -> None:
     pretend_flash(monkeypatch, "flash_attn_interface")
     times = iter([theirs, 1.0])
-    monkeypatch.setattr(attention, "_median_ms", lambda run: next(times))
+    monkeypatch.setattr(attention, "_median_ms", lambda _: next(times))
     assert (attention._faster_flash(CPU, torch.bfloat16, SHAPE, 2048) is not None) is taken
     # Measured once
     assert (attention._faster_flash(CPU, torch.bfloat16, SHAPE, 2048) is not None) is taken
@@ -180,7 +180,7 @@ def test_hooks_of_a_linear_layer_are_called(register: str) -> None:
 
 
 def test_a_stream_for_each_use_in_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: object())
     lanes._stream.cache_clear()
     mine = lanes.stream_for("sound", CPU)
     with ThreadPoolExecutor(1) as pool:

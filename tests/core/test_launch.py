@@ -29,7 +29,7 @@ class Kernel(triton.JITFunction):  # type: ignore[misc]
         self.launches: list[Any] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def run(*arguments: Any, num_warps: int, enable_fp_fusion: bool) -> Any:
+        def run(*arguments: Any, num_warps: int, **options: Any) -> Any:
             self.launches.append(("Triton", grid, arguments, num_warps))
             return SimpleNamespace(run=self._again, function="function", packed_metadata="metadata")
 
@@ -46,10 +46,10 @@ class Kernel(triton.JITFunction):  # type: ignore[misc]
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     current = SimpleNamespace(number=0)
-    active = SimpleNamespace(get_current_device=lambda: current.number, get_current_stream=lambda device: STREAM)
+    active = SimpleNamespace(get_current_device=lambda: current.number, get_current_stream=lambda _: STREAM)
     for module in (launch, compiled):
         monkeypatch.setattr(module, "driver", SimpleNamespace(active=active))
-    monkeypatch.setattr(launch, "launches_again", lambda device: True)
+    monkeypatch.setattr(launch, "launches_again", lambda _: True)
     return current
 
 
@@ -62,7 +62,8 @@ def call(kernel: Launched, **changes: Any) -> None:
     kernel(**{**usual, **changes})
 
 
-def test_a_form_that_has_served_is_launched_by_addresses(device: SimpleNamespace) -> None:
+@pytest.mark.usefixtures("device")
+def test_a_form_that_has_served_is_launched_by_addresses() -> None:
     kernel = Kernel()
     ours = Launched(kernel, SPECIALISED)
     first, second = tensors(), tensors()
@@ -87,7 +88,8 @@ def test_a_form_that_has_served_is_launched_by_addresses(device: SimpleNamespace
     ],
     ids=["dtype", "no pointer", "first number", "last number", "constant", "warps"],
 )
-def test_what_another_form_may_serve_goes_through_triton_once(device: SimpleNamespace, changes: Any) -> None:
+@pytest.mark.usefixtures("device")
+def test_what_another_form_may_serve_goes_through_triton_once(changes: Any) -> None:
     kernel = Kernel()
     ours = Launched(kernel, SPECIALISED)
     for given in ({}, changes, {}, changes):
@@ -103,7 +105,8 @@ def test_every_device_has_its_own_forms(device: SimpleNamespace) -> None:
     assert kernel.ways == ["Triton", "Triton", "again", "again"]
 
 
-def test_pointers_that_are_not_aligned_always_go_through_triton(device: SimpleNamespace) -> None:
+@pytest.mark.usefixtures("device")
+def test_pointers_that_are_not_aligned_always_go_through_triton() -> None:
     kernel = Kernel()
     ours = Launched(kernel, SPECIALISED)
     whole, other = tensors()
@@ -114,8 +117,9 @@ def test_pointers_that_are_not_aligned_always_go_through_triton(device: SimpleNa
     assert kernel.ways == ["Triton", "Triton", "Triton", "again"]
 
 
-def test_a_triton_of_another_kind_launches_as_it_does(device: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "launches_again", lambda device: False)
+@pytest.mark.usefixtures("device")
+def test_a_triton_of_another_kind_launches_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "launches_again", lambda _: False)
     kernel = Kernel()
     ours = Launched(kernel, SPECIALISED)
     for _ in range(3):

@@ -62,7 +62,7 @@ def rewrite(source: Path, target: Path, change: Change) -> Path:
 
 
 def changed_config(**sections: Mapping[str, Any]) -> Change:
-    def change(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def change(_tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         config = json.loads(metadata["config"])
         for section, values in sections.items():
             config[section].update(values)
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_another_model_is_named(
 
 
 def _drop(*keys: str) -> Change:
-    def change(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def change(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
         for key in keys:
             del tensors[key]
 
@@ -252,14 +252,14 @@ def _drop(*keys: str) -> Change:
 
 
 def _add(**more: Tensor) -> Change:
-    return lambda tensors, metadata: tensors.update(more)
+    return lambda tensors, _metadata: tensors.update(more)
 
 
-def _without_config(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _without_config(_tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     del metadata["config"]
 
 
-def _int8(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def _int8(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
     key = f"{DIT}transformer_blocks.0.attn1.to_q.weight"
     tensors[key] = tensors[key].to(torch.int8)
 
@@ -361,7 +361,7 @@ def test_upsamplers_of_another_kind_are_refused(tiny: TinyFiles, tmp_path: Path)
 
 
 def test_a_text_encoder_of_another_size_is_refused(tiny: TinyFiles, tmp_path: Path) -> None:
-    def wider(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    def wider(tensors: dict[str, Tensor], _metadata: dict[str, str]) -> None:
         for stream in ("video", "audio"):
             key = f"text_embedding_projection.{stream}_aggregate_embed.weight"
             tensors[key] = torch.cat([tensors[key], tensors[key][:, :48]], 1)

@@ -147,7 +147,7 @@ FORMATS: dict[str, tuple[Callable[[str], str], tuple[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("alpha", [None, lambda rank: 0.5 * rank, lambda rank: 3.0], ids=["none", "half", "three"])
+@pytest.mark.parametrize("alpha", [None, lambda rank: 0.5 * rank, lambda _: 3.0], ids=["none", "half", "three"])
 @pytest.mark.parametrize(("rename", "ends"), FORMATS.values(), ids=FORMATS.keys())
 def test_every_format_equals_merged_weights(
     tmp_path: Path, rename: Callable[[str], str], ends: tuple[str, str], alpha: Callable[[int], float] | None
@@ -163,7 +163,7 @@ def test_every_format_equals_merged_weights(
 
 
 def test_strengths_change_without_a_weight_being_written(tmp_path: Path) -> None:
-    model, first, second = tiny_model(), matrices(1), matrices(2, alpha=lambda rank: 4.0)
+    model, first, second = tiny_model(), matrices(1), matrices(2, alpha=lambda _: 4.0)
     base, plain = merged_weights(model, first, 0.0), outputs(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     files = [
@@ -191,7 +191,7 @@ def test_strengths_change_without_a_weight_being_written(tmp_path: Path) -> None
 
 
 def test_the_delta_of_an_adapter_is_what_it_adds_whatever_its_strength_is(tmp_path: Path) -> None:
-    model, found = tiny_model(), matrices(alpha=lambda rank: 2.0)
+    model, found = tiny_model(), matrices(alpha=lambda _: 2.0)
     expected = {name: w - model.get_submodule(name).weight for name, w in merged_weights(model, found, 0.5).items()}
     path = write(tmp_path / "lora.safetensors", tensors(found, lambda n: f"diffusion_model.{n}"))
     inject(model, [("style", LoRAFile.open(path, "lora"))])

@@ -96,7 +96,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     monkeypatch.setattr(ComponentSource, "fill", counting(lambda self: self.component.value, fill))
     monkeypatch.setattr(ComponentSource, "build", counting(lambda self: self.component.value, build))
     monkeypatch.setattr(LoRAFile, "read", counting(lambda self: self.path.name, read))
-    monkeypatch.setattr(GemmaSource, "load_model", counting(lambda self: "gemma", load))
+    monkeypatch.setattr(GemmaSource, "load_model", counting(lambda _: "gemma", load))
     yield counted
 
 

@@ -169,7 +169,7 @@ def test_other_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_asked_for_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where no stage runs yet, on the command line."""
 
-    def too_large(arguments: Any) -> None:
+    def too_large(_arguments: Any) -> None:
         raise HOST["torch linux"]
 
     monkeypatch.setitem(cli.COMMANDS, "inspect", too_large)

@@ -25,7 +25,7 @@ ORDINARY: dict[str, Callable[[Tensor], Any]] = {
     "branch": lambda x: bool(x.sum() > 0),
     "number": lambda x: float(x[0]),
     "list": lambda x: x.tolist(),
-    "host list": lambda x: torch.tensor([1.0, 2.0]),
+    "host list": lambda _: torch.tensor([1.0, 2.0]),
     "index list": lambda x: x[[0, 1]],
     "mask": lambda x: x[x > 0],
     "moved": lambda x: x.to("cpu", torch.float64),

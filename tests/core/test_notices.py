@@ -33,7 +33,8 @@ def test_a_smaller_mode_is_said_until_another_is_taken(pipeline: Pipeline) -> No
     assert pipeline.last_report().notices == ["The device mode stays resident: it does not fit"]
 
 
-def test_memory_that_is_not_page_locked_is_said_once(pipeline: Pipeline) -> None:
+@pytest.mark.usefixtures("pipeline")
+def test_memory_that_is_not_page_locked_is_said_once() -> None:
     budget = PinnedBudget(limit=0)
     budget._warn(3_000_000_000, "the budget does not allow it")
     budget._warn(1, "again")

@@ -72,7 +72,7 @@ def with_file(files: ModelFiles, role: str, path: Path) -> ModelFiles:
 
 @pytest.fixture
 def no_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: nn.Module, *more: Any, **others: Any) -> None:
+    def refuse(_self: nn.Module, *more: Any, **others: Any) -> None:
         raise AssertionError("a module is made")
 
     monkeypatch.setattr(nn.Module, "__init__", refuse)
@@ -98,7 +98,8 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_what_people_load_by_mistake_is_named(files: ModelFiles, tmp_path: Path, no_modules: None, role: str) -> None:
+@pytest.mark.usefixtures("no_modules")
+def test_what_people_load_by_mistake_is_named(files: ModelFiles, tmp_path: Path, role: str) -> None:
     for name, (content, words) in FOREIGN.items():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
@@ -107,9 +108,8 @@ def test_what_people_load_by_mistake_is_named(files: ModelFiles, tmp_path: Path,
 
 
 @pytest.mark.parametrize("role", ["checkpoint", "gemma", "upsampler", "distilled_lora"])
-def test_a_pointer_that_is_chosen_from_a_folder_is_named(
-    files: ModelFiles, tmp_path: Path, no_modules: None, role: str
-) -> None:
+@pytest.mark.usefixtures("no_modules")
+def test_a_pointer_that_is_chosen_from_a_folder_is_named(files: ModelFiles, tmp_path: Path, role: str) -> None:
     names = {
         "checkpoint": "ltx-2.3-22b-dev.sft",
         "gemma": "text_encoders/gemma_3_12B_it.SFT",
@@ -127,8 +127,9 @@ def test_a_pointer_that_is_chosen_from_a_folder_is_named(
 
 
 @pytest.mark.parametrize("role", ROLES)
+@pytest.mark.usefixtures("no_modules")
 def test_what_is_no_file_is_not_read(
-    files: ModelFiles, tmp_path: Path, no_modules: None, role: str, monkeypatch: pytest.MonkeyPatch
+    files: ModelFiles, tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     os.mkfifo("pipe.safetensors")
@@ -160,14 +161,16 @@ def test_what_is_no_file_is_not_read(
         ("text_projection", "video_vae", "is video VAE, not an LTX-2 text projection"),
     ],
 )
+@pytest.mark.usefixtures("no_modules")
 def test_a_file_of_another_kind_is_named_before_a_module_is_made(
-    files: ModelFiles, no_modules: None, role: str, other: str, words: str
+    files: ModelFiles, role: str, other: str, words: str
 ) -> None:
     with pytest.raises(CheckpointError, match=words):
         ModelSet.open(with_file(files, role, path_of(files, other)), torch.bfloat16)
 
 
-def test_a_sound_set_makes_modules(files: ModelFiles, no_modules: None) -> None:
+@pytest.mark.usefixtures("no_modules")
+def test_a_sound_set_makes_modules(files: ModelFiles) -> None:
     # Else the tests above would hold whatever is made
     with pytest.raises(AssertionError, match="a module is made"):
         ModelSet.open(files, torch.bfloat16)
@@ -178,8 +181,9 @@ def option(name: str, path: Path) -> str:
 
 
 @pytest.mark.parametrize("role", ROLES)
+@pytest.mark.usefixtures("no_modules")
 def test_the_command_line_refuses_a_missing_file_before_a_module_is_made(
-    files: ModelFiles, tmp_path: Path, no_modules: None, role: str, capsys: pytest.CaptureFixture[str]
+    files: ModelFiles, tmp_path: Path, role: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {"checkpoint": files.checkpoint, "gemma": files.gemma, role: tmp_path / "none.safetensors"}
     options = [word for name, path in given.items() for word in (f"--{name.replace('_', '-')}", option(name, path))]

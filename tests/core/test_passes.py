@@ -46,7 +46,7 @@ def counted(blocks: nn.ModuleList) -> Iterator[list[int]]:
     counts, last = [0, 0], [-1]
 
     def count(index: int) -> Any:
-        def hook(block: nn.Module, inputs: Any, output: Any) -> None:
+        def hook(_block: nn.Module, _inputs: Any, output: Any) -> None:
             assert index == last[0] + 1 or (index == 0 and last[0] == len(blocks) - 1) or last[0] == -1
             last[0] = index
             for number, stream in enumerate(output):
@@ -148,7 +148,7 @@ def test_only_computed_streams_with_stg_are_perturbed() -> None:
 @contextmanager
 def batches(module: nn.Module) -> Iterator[list[int]]:
     seen: list[int] = []
-    hook = module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[0]))
+    hook = module.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[0]))
     try:
         yield seen
     finally:
@@ -180,7 +180,7 @@ def test_tokens_and_noise_levels_are_embedded_once() -> None:
         tiny.guided(standard_guidance(1))(tiny.video, tiny.audio, 0.7, 0)
     assert tokens == levels == [1]
     shapes: list[torch.Size] = []
-    hook = tiny.model.adaln_single.linear.register_forward_hook(lambda module, inputs, out: shapes.append(out.shape))
+    hook = tiny.model.adaln_single.linear.register_forward_hook(lambda _module, _inputs, out: shapes.append(out.shape))
     tiny.guided(Guidance())(tiny.video, tiny.audio, 0.7, 0)
     hook.remove()
     assert [shape[1] for shape in shapes] == [2]  # the free tokens' level and the image's, not one for each token

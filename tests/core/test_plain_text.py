@@ -145,7 +145,7 @@ def test_inspect_shows_a_hostile_file(
 def test_a_fault_of_the_program_is_shown_clean(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(arguments: object) -> None:
+    def fail(_arguments: object) -> None:
         raise RuntimeError(HOSTILE["escape sequence"] + HOSTILE["markup"])
 
     monkeypatch.setitem(cli.COMMANDS, "demo", fail)

@@ -203,7 +203,7 @@ def test_float32_run_of_a_tiny_model_equals_the_loop_written_out(generation: Any
     stage = build_stage(tiny_transformer(generation)).with_image()
     guidance = Guidance(StreamGuidance(3.0, modality=3.0, rescale=0.45), StreamGuidance(7.0, modality=3.0, rescale=1.0))
     sigmas = guided_sigmas(4, 8160)
-    ours = res_2s_loop(stage.guided(guidance, separate=True), stage.video, stage.audio, sigmas, lambda done: None)
+    ours = res_2s_loop(stage.guided(guidance, separate=True), stage.video, stage.audio, sigmas, lambda _: None)
     model = stage.guided(guidance, separate=True)
 
     def evaluate(latents: list[torch.Tensor], sigma: float, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -218,7 +218,7 @@ def test_float32_run_of_a_tiny_model_equals_the_loop_written_out(generation: Any
 
 def test_a_terminal_step_is_one_estimate_without_noise() -> None:
     class NoNoise(StepNoise):
-        def step(self, like: torch.Tensor) -> torch.Tensor:
+        def step(self, _like: torch.Tensor) -> torch.Tensor:
             raise AssertionError("a terminal step draws nothing")
 
         substep = step

@@ -125,7 +125,9 @@ def test_kept_tokens_stay_clean_through_noise_and_loop() -> None:
     state = add_noise(_state(1.0), _generator(), 1.0, NEWEST)
     assert torch.equal(state.latent[:, :2], state.clean[:, :2])
 
-    def evaluate(video: StreamState, audio: StreamState, sigma: float, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def evaluate(
+        video: StreamState, audio: StreamState, _sigma: float, _step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return video.latent * 0.5, audio.latent * 0.5
 
     steps: list[int] = []
@@ -209,7 +211,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[int, bool, bool]] = []
 
-    def __call__(self, video, audio, items, cross_rule):  # type: ignore[no-untyped-def]
+    def __call__(self, video, audio, items, cross_rule):  # type: ignore[no-untyped-def]  # noqa: ARG002 - as the DiT
         assert video.sigma.shape == audio.sigma.shape == (1,)
         self.calls.append((len(items), video.enabled, audio.enabled))
         means = [s.context.mean(dim=(1, 2))[[item.context for item in items], None, None] for s in (video, audio)]

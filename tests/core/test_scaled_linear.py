@@ -37,7 +37,7 @@ def scaled(dtype: torch.dtype = torch.float32, full_precision: bool = False, siz
 @pytest.fixture
 def product(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with fp8 products; the CPU computes them too, slowly."""
-    monkeypatch.setattr(scaled_linear, "has_fp8_matmul", lambda device: True)
+    monkeypatch.setattr(scaled_linear, "has_fp8_matmul", lambda _: True)
 
 
 def test_weight_only_equals_the_weight_that_it_stands_for() -> None:
@@ -50,7 +50,8 @@ def test_weight_only_equals_the_weight_that_it_stands_for() -> None:
     assert torch.equal(layer(came), layer(came.values.float() * came.scales))
 
 
-def test_products_in_fp8(product: None) -> None:
+@pytest.mark.usefixtures("product")
+def test_products_in_fp8() -> None:
     layer, x = scaled(torch.bfloat16), numbers(2, 5, IN, seed=2).bfloat16()
     assert layer.takes_quantised
     came = quantise_rows(x)
@@ -66,9 +67,8 @@ def test_products_in_fp8(product: None) -> None:
 @pytest.mark.parametrize(
     ("wide", "tokens", "rows"), [(IN + 1, 5, 10), (IN, 5, 16), (IN, 8, 16), (IN, 9, 18)]
 )  # as they are, filled up, just enough, more
-def test_what_the_product_is_given(
-    product: None, monkeypatch: pytest.MonkeyPatch, wide: int, tokens: int, rows: int
-) -> None:
+@pytest.mark.usefixtures("product")
+def test_what_the_product_is_given(monkeypatch: pytest.MonkeyPatch, wide: int, tokens: int, rows: int) -> None:
     monkeypatch.setattr(scaled_linear, "WIDE", wide)
     monkeypatch.setattr(scaled_linear, "LEAST_ROWS_OF_WIDE", 16)
     calls: list[dict[str, Any]] = []
@@ -98,7 +98,8 @@ def test_what_the_product_is_given(
     ],
     ids=["full precision", "float32", "inputs", "outputs"],
 )
-def test_layers_that_are_never_multiplied_in_fp8(product: None, layer: Any) -> None:
+@pytest.mark.usefixtures("product")
+def test_layers_that_are_never_multiplied_in_fp8(layer: Any) -> None:
     assert not layer.takes_quantised
     x = numbers(3, layer.in_features).to(layer.dtype)
     assert torch.equal(layer(x), nn.functional.linear(x, layer.dequantised(x.dtype), layer.bias))
@@ -191,7 +192,8 @@ def test_lora_matrices_take_the_models_dtype(loras: list[tuple[str, LoRAFile]], 
     assert all(parameter.dtype is dtype for _, parameter in matrices)
 
 
-def test_a_layer_with_a_lora_takes_its_input_as_it_is(product: None, loras: list[tuple[str, LoRAFile]]) -> None:
+@pytest.mark.usefixtures("product")
+def test_a_layer_with_a_lora_takes_its_input_as_it_is(loras: list[tuple[str, LoRAFile]]) -> None:
     """peft's wrapper reads the input too: the kernels must not hand it fp8 numbers."""
     model = Pair(torch.bfloat16)
     assert Needs.of([model.scaled]) == Needs(plain=False, quantised=True)

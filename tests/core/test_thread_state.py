@@ -114,9 +114,9 @@ def test_on_meta_nothing_is_allocated_or_drawn() -> None:
     [
         (lambda x, w, b: F.conv1d(x, w, b, padding=2, dilation=2), (4, 3, 3)),
         (lambda x, w, b: F.conv1d(x, w, b, stride=2), (4, 3, 3)),
-        (lambda x, w, b: F.conv2d(x.unsqueeze(2), w.unsqueeze(2), None, padding=(0, 1), dilation=(1, 1)), (4, 3, 3)),
+        (lambda x, w, _b: F.conv2d(x.unsqueeze(2), w.unsqueeze(2), None, padding=(0, 1), dilation=(1, 1)), (4, 3, 3)),
         (lambda x, w, b: F.conv_transpose1d(x, w, b, stride=2, padding=1), (3, 4, 4)),
-        (lambda x, w, b: F.conv_transpose1d(x, w[:, :1], None, stride=2, groups=3), (3, 4, 4)),
+        (lambda x, w, _b: F.conv_transpose1d(x, w[:, :1], None, stride=2, groups=3), (3, 4, 4)),
     ],
     ids=["dilated", "stride", "2-d", "transposed", "groups"],
 )

@@ -55,7 +55,7 @@ def test_a_stream_remembers_an_amount_that_does_not_grow_with_the_clip(
         """Elements that a stream remembers at most, and frames of the largest input to a convolution."""
         held, longest = 0, 0
 
-        def look(module: SpaceTimeConv, args: tuple[Tensor, Carry]) -> None:
+        def look(_module: SpaceTimeConv, args: tuple[Tensor, Carry]) -> None:
             nonlocal longest
             longest = max(longest, args[0].shape[2])
 

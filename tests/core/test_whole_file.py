@@ -114,7 +114,7 @@ def test_a_folder_that_vanishes_is_an_error_of_writing(tmp_path: Path) -> None:
 
 
 def test_without_a_thread_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(self: threading.Thread) -> None:
+    def start(_self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
@@ -183,7 +183,7 @@ def test_a_signal_ends_a_command_as_ctrl_c_does(
 ) -> None:
     number = getattr(signal, name)
 
-    def work(arguments: object) -> None:
+    def work(_arguments: object) -> None:
         with whole_file(tmp_path / "a", "output") as part:
             part.write_text("half")
             os.kill(os.getpid(), number)
@@ -227,7 +227,7 @@ class Failing(io.StringIO):
         super().__init__()
         self.error = error
 
-    def write(self, text: str) -> int:
+    def write(self, _text: str) -> int:
         raise self.error
 
 
@@ -282,7 +282,7 @@ def test_the_status_tells_whether_the_result_was_read(
     failure: Exception | None, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO() if failure is None else Failing(failure))
-    monkeypatch.setitem(cli.COMMANDS, "inspect", lambda arguments: cli.tell("what the file holds"))
+    monkeypatch.setitem(cli.COMMANDS, "inspect", lambda _: cli.tell("what the file holds"))
     try:
         ended = cli.main(["inspect", "a"])
     except SystemExit as end:

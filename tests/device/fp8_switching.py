@@ -84,7 +84,7 @@ class Source:
 
     def switchable(self, mode: Mode, streams: Streams) -> SwitchableModule:
         spec = SwitchableSpec(lambda: skeleton(self.dtype), self.fill, "layers", self.adapt, set_adapters, merge)
-        return SwitchableModule(spec, mode, streams, PinnedBudget(), lambda h2d, d2h: None)
+        return SwitchableModule(spec, mode, streams, PinnedBudget(), lambda _h2d, _d2h: None)
 
     def module(self, device: torch.device) -> Any:
         model = skeleton(self.dtype).to_empty(device=device)

@@ -110,7 +110,7 @@ class Source:
             weight.addmm_(layer.linear.up, layer.linear.down, alpha=strengths["distilled"])
 
     def switchable(self, mode: Mode, streams: Streams | None = None) -> SwitchableModule:
-        def adapt(module: nn.Module, names: Collection[str]) -> None:
+        def adapt(module: nn.Module, _names: Collection[str]) -> None:
             for index, layer in enumerate(module.layers):
                 layer.linear = Adapted(layer.linear, index)
 
@@ -123,7 +123,7 @@ class Source:
                 return Model()
 
         spec = SwitchableSpec(skeleton, self.fill, "layers", adapt, set_adapters, self.merge)
-        return SwitchableModule(spec, mode, streams or Streams(CPU), self.budget, lambda h2d, d2h: None)
+        return SwitchableModule(spec, mode, streams or Streams(CPU), self.budget, lambda _h2d, _d2h: None)
 
 
 def run(switchable: SwitchableModule, strength: float, then: float | None = None) -> Tensor:

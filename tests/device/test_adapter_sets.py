@@ -72,7 +72,7 @@ class Sets(Source):
                 return Model()
 
         spec = SwitchableSpec(skeleton, self.fill, "layers", adapt, set_adapters, self.merge)
-        return SwitchableModule(spec, mode, streams or Streams(CPU), PinnedBudget(), lambda h2d, d2h: None)
+        return SwitchableModule(spec, mode, streams or Streams(CPU), PinnedBudget(), lambda _h2d, _d2h: None)
 
 
 def expected(source: Sets, strengths: Mapping[str, float]) -> Tensor:

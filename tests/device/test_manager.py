@@ -53,8 +53,8 @@ class World:
 
     def manager(self, mode: Mode = RESIDENT) -> DeviceManager:
         components = {
-            "vae": ComponentSpec(lambda device: self.linear("vae", 3.0), "visit"),
-            "text": ComponentSpec(lambda device: self.linear("text", 5.0), "stream", "layers"),
+            "vae": ComponentSpec(lambda _: self.linear("vae", 3.0), "visit"),
+            "text": ComponentSpec(lambda _: self.linear("text", 5.0), "stream", "layers"),
         }
         return DeviceManager(CPU, mode, "for a test", ("dit", self.spec()), components)
 
@@ -78,7 +78,7 @@ class World:
             for tensor in tensors.values():
                 tensor.copy_(2 * torch.eye(4))
 
-        def adapt(module: nn.Module, names: Collection[str]) -> None:
+        def adapt(module: nn.Module, _names: Collection[str]) -> None:
             for index, layer in enumerate(module.layers):
                 module.layers[index] = Adapted(layer)
 
@@ -412,8 +412,8 @@ def test_another_plan_loads_anew_only_what_it_keeps_elsewhere() -> None:
             pass
     world.reads.clear()
     components = {
-        "vae": ComponentSpec(lambda device: world.linear("vae", 3.0), "stay"),
-        "text": ComponentSpec(lambda device: world.linear("text", 5.0), "stream", "layers"),
+        "vae": ComponentSpec(lambda _: world.linear("vae", 3.0), "stay"),
+        "text": ComponentSpec(lambda _: world.linear("text", 5.0), "stream", "layers"),
     }
     manager.replan(SNAPSHOT_LOW, "for another test", components, 77)
     assert (manager.mode, manager.mode_reason, manager.planned_bytes) == ("snapshot-low", "for another test", 77)

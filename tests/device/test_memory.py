@@ -143,17 +143,17 @@ def test_pinned_budget(available: int, limit: int | None, expected: int) -> None
 def test_vram(
     monkeypatch: pytest.MonkeyPatch, free: int, reserved: int, held: int, fraction: float, expected: VRAM
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 100))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held)
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction, raising=False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: held)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fraction, raising=False)
     assert vram(torch.device("cuda", 0)) == expected
 
 
 def test_an_older_torch_knows_no_fraction(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cuda, "get_per_process_memory_fraction", raising=False)
     for name, value in {"mem_get_info": (60, 100), "memory_reserved": 0, "memory_allocated": 0}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
     assert vram(torch.device("cuda", 0)) == VRAM(total=100, free=60, held=0)
 
 

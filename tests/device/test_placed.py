@@ -261,7 +261,7 @@ def test_layers_compute_in_the_ring() -> None:
     home = {layer.up.weight.data_ptr() for layer in module.layers}
     inside: list[int] = []
     for layer in module.layers:
-        layer.up.register_forward_pre_hook(lambda up, inputs: inside.append(up.weight.data_ptr()))
+        layer.up.register_forward_pre_hook(lambda up, _inputs: inside.append(up.weight.data_ptr()))
     module(X)
     assert len(inside) == 7 and not set(inside) & home
     assert len(set(inside)) == RING_DEPTH and inside[:3] == inside[3:6]
@@ -473,7 +473,7 @@ def test_a_failed_registration_clears_the_drivers_last_error(
     monkeypatch: pytest.MonkeyPatch, result: int | RuntimeError
 ) -> None:
     class Cudart:
-        def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+        def cudaHostRegister(self, _address: int, _nbytes: int, _flags: int) -> int:
             if isinstance(result, RuntimeError):
                 raise result
             return result
@@ -501,7 +501,8 @@ def test_two_threads_never_pin_more_than_the_limit(driver: Driver) -> None:
     assert done.count(True) == 5 and budget.pinned == 50 == sum(driver.registered.values())
 
 
-def test_an_owner_may_go_while_other_memory_is_pinned(driver: Driver) -> None:
+@pytest.mark.usefixtures("driver")
+def test_an_owner_may_go_while_other_memory_is_pinned() -> None:
     """The garbage collector may end an owner at any allocation, also at one inside of ``pin``."""
     owners: list[Any] = [Owner()]
     budget = PinnedBudget(host=PinningHost(lambda nbytes: nbytes < 100 or owners.clear() is None))

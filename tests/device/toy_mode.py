@@ -60,18 +60,18 @@ class OneByOne(Acts):
         for index, layer in enumerate(members(module, self.base.spec.layers)):
             layer.register_forward_hook(self._after(index + 1), always_call=True)
 
-    def _begin(self, module: nn.Module, inputs: Any) -> None:
+    def _begin(self, _module: nn.Module, _inputs: Any) -> None:
         self._end_merge()
         self.before_layer(0)
 
     def _after(self, group: int) -> Any:
-        return lambda module, inputs, output: self._leave(group)
+        return lambda _module, _inputs, _output: self._leave(group)
 
     def _bring(self, group: int) -> None:
         assert self._passing is not None
         if self._strengths:
             self._merge = self._merge or self.base.begin_merge(self._strengths)
-            self._merge.run_to(group, self._passing, before=self._copy, after=lambda group: None)
+            self._merge.run_to(group, self._passing, before=self._copy, after=lambda _: None)
         else:
             self._copy(group)
         self._show(group, self._passing)

@@ -107,28 +107,28 @@ def sound(rng: random.Random) -> tuple[dict[str, tuple[str, list[int]]], dict[st
     return tensors, {"lora_adapter_metadata": json.dumps({"transformer.r": rank, "transformer.lora_alpha": 2})}
 
 
-def _rename(rng: random.Random, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+def _rename(rng: random.Random, tensors: dict[str, Any], _metadata: dict[str, Any]) -> None:
     old = rng.choice(sorted(tensors))
     stem = rng.choice((*LAYERS, "", "proj_out", "a" * 2000, "\x00\x1b", "é.\u202e", "transformer_blocks." + "9" * 300))
     tensors[rng.choice(PREFIXES) + stem + rng.choice(ENDS)] = tensors.pop(old)
 
 
-def _cut(rng: random.Random, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+def _cut(rng: random.Random, tensors: dict[str, Any], _metadata: dict[str, Any]) -> None:
     old = rng.choice(sorted(tensors))
     start, stop = sorted(rng.randrange(len(old) + 1) for _ in range(2))
     tensors[old[:start] + old[stop:]] = tensors.pop(old)
 
 
-def _reshape(rng: random.Random, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+def _reshape(rng: random.Random, tensors: dict[str, Any], _metadata: dict[str, Any]) -> None:
     shape = [rng.choice((0, 1, 2, 3, 4, 7)) for _ in range(rng.randrange(5))]
     tensors[rng.choice(sorted(tensors))] = (rng.choice(("F32", "BF16", "F16", "F64", "I64", "F8_E4M3", "BOOL")), shape)
 
 
-def _drop(rng: random.Random, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+def _drop(rng: random.Random, tensors: dict[str, Any], _metadata: dict[str, Any]) -> None:
     tensors.pop(rng.choice(sorted(tensors)))
 
 
-def _state(rng: random.Random, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+def _state(rng: random.Random, _tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
     stated = value(rng)
     text = stated if isinstance(stated, str) else json.dumps(stated)
     metadata[rng.choice(NAMES)] = text[: rng.randrange(len(text) + 1)] if rng.random() < 0.2 else text

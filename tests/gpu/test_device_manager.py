@@ -59,7 +59,7 @@ def test_memory_that_cannot_be_pinned_stays_pageable(
     class Refusing:
         """A driver that cannot lock these pages: the call fails as cudaHostRegister does on a bad address."""
 
-        def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> Any:
+        def cudaHostRegister(self, _address: int, nbytes: int, flags: int) -> Any:
             return real.cudaHostRegister(0, nbytes, flags)
 
         def __getattr__(self, name: str) -> Any:

@@ -101,7 +101,7 @@ def test_merging_in_one_kernel_equals_pytorchs(
     if not scaled_merge.can_merge(stored.values, stored.scales[:, 0]):
         pytest.skip("no fused kernels for fp8 weights on this GPU")
     fused = merged()
-    monkeypatch.setattr(scaled_merge, "can_merge", lambda weight, scale: False)
+    monkeypatch.setattr(scaled_merge, "can_merge", lambda _weight, _scale: False)
     eager = merged()
     torch.testing.assert_close(fused[1], eager[1], rtol=1e-6, atol=0)
     assert float((fused[0].view(torch.uint8) != eager[0].view(torch.uint8)).double().mean()) < 1e-3

@@ -63,7 +63,7 @@ def test_two_lanes_equal_one(stage: TinyStage, monkeypatch: pytest.MonkeyPatch) 
     with torch.inference_mode():
         monkeypatch.setattr(transformer_model, "lanes_for", seen)
         two = results(stage, True)
-        monkeypatch.setattr(transformer_model, "lanes_for", lambda tokens, items: lanes.Lanes())
+        monkeypatch.setattr(transformer_model, "lanes_for", lambda _tokens, _items: lanes.Lanes())
         one = results(stage, True)
     # The first call runs as it is, the second is captured
     assert chosen == [lanes.Lanes, lanes.TwoLanes]
@@ -75,7 +75,7 @@ def test_hooks_before_blocks_run_before_a_replay(stage: TinyStage) -> None:
     """The device manager waits for weights, and merges, in them."""
     calls = 0
 
-    def count(block: torch.nn.Module, inputs: object) -> None:
+    def count(_block: torch.nn.Module, _inputs: object) -> None:
         nonlocal calls
         calls += 1
 
@@ -114,7 +114,7 @@ def test_calls_that_are_not_captured(
 def test_what_cannot_be_captured_runs_as_it_is(stage: TinyStage, caplog: pytest.LogCaptureFixture) -> None:
     expected = results(stage, False)
 
-    def waits(block: torch.nn.Module, inputs: object, output: object) -> None:
+    def waits(_block: torch.nn.Module, _inputs: object, _output: object) -> None:
         if torch.cuda.is_current_stream_capturing():
             stage.video.latent.sum().item()
 
@@ -144,7 +144,8 @@ def compare_under_another_allocator() -> None:
     assert all(torch.equal(one, other) for one, other in zip(plain, asked_for_graphs, strict=True))
 
 
-def test_another_allocator_has_no_graphs(cuda: torch.device) -> None:
+@pytest.mark.usefixtures("cuda")
+def test_another_allocator_has_no_graphs() -> None:
     """ComfyUI's usual one: Triton refuses what it has for a graph, and the process ends when that is given up."""
     tests = Path(__file__).parent.parent
     code = f"import runpy; runpy.run_path({str(tests / 'conftest.py')!r}); import test_graphs as t; "

@@ -74,7 +74,7 @@ def latent(files: dict[str, list[Path]]) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def others(host: Any, start_host: Callable[..., Any]) -> dict[str, Any]:
+def others(host: Any, start_host: Callable[..., Any]) -> dict[str, Any]:  # noqa: ARG001 - is started first
     """A host for every mode; they start side by side."""
     return {name: start_host(*options) for name, options in MODES.items()}
 

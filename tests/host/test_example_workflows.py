@@ -106,7 +106,8 @@ def tiny(prompt: dict[str, dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_workflow_runs_to_a_video_through_the_script(host: Any, placed: None, tmp_path: Path, name: str) -> None:
+@pytest.mark.usefixtures("placed")
+def test_every_workflow_runs_to_a_video_through_the_script(host: Any, tmp_path: Path, name: str) -> None:
     file = graphs.API / f"{name}.json"
     prompt = json.loads(file.read_text(encoding="utf-8"))
     (clip,) = (item["inputs"] for item in prompt.values() if "width" in item["inputs"])
@@ -150,7 +151,8 @@ def test_the_script_says_what_is_wrong(host: Any) -> None:
     assert nowhere.returncode == 1 and "Is ComfyUI running there?" in nowhere.stderr
 
 
-def test_the_script_uploads_inputs(host: Any, placed: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("placed")
+def test_the_script_uploads_inputs(host: Any, tmp_path: Path) -> None:
     picture = tmp_path / "my first.png"
     shutil.copy(host.base / "input" / "example.png", picture)
     file = graphs.API / "ltx2_two_stage_image_to_video.json"

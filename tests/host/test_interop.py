@@ -160,9 +160,8 @@ def _silent_without_rate() -> Prompt:
         pytest.param(_silent_without_rate(), "fps = 0.0: the latent does not say", id="decode without a rate"),
     ],
 )
-def test_what_native_latents_lack_is_named(
-    host: Any, files: dict[str, list[Path]], prompt: Prompt, message: str
-) -> None:
+@pytest.mark.usefixtures("files")
+def test_what_native_latents_lack_is_named(host: Any, prompt: Prompt, message: str) -> None:
     assert message in host.failure(prompt)
 
 
@@ -226,7 +225,8 @@ def test_the_hosts_sampler_runs_both_stages_on_our_weights_and_leaves_them_as_th
         assert torch.equal(found, expected)
 
 
-def test_a_lora_for_our_model_is_sent_to_our_node(host: Any, files: dict[str, list[Path]]) -> None:
+@pytest.mark.usefixtures("files")
+def test_a_lora_for_our_model_is_sent_to_our_node(host: Any) -> None:
     prompt = native_samplers()
     lora = loader()["inputs"]["distilled_lora"]
     prompt["wrong"] = node("LoraLoaderModelOnly", model=["model1", 0], lora_name=lora, strength_model=1.0)

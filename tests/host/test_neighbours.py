@@ -56,7 +56,12 @@ def pack(comfyui: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def both(pack: Path, host: Any, start_host: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def both(
+    pack: Path,
+    host: Any,  # noqa: ARG001 - is started first
+    start_host: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
     """A ComfyUI with both packs; ``host`` has ours alone."""
     packages = os.environ.get("LTXVIDEO_SITE")
     small = tmp_path_factory.mktemp("node") / "small_model.py"
@@ -142,7 +147,7 @@ def distances(found: Latents, expected: Latents, name: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(both: Any, host: Any) -> Latents:
+def alone(both: Any, host: Any) -> Latents:  # noqa: ARG001 - is started first
     """A whole run of ours without their pack; its latents of stage 1 are in the input folder."""
     return run(host, WHOLE, keep="first")
 
@@ -210,7 +215,8 @@ def test_a_part_of_our_latent_is_decoded(both: Any, alone: Latents) -> None:
     assert len(files["frames"]) == 9
 
 
-def test_a_part_of_our_latent_with_the_whole_sound_is_refused_by_refine(both: Any, alone: Latents) -> None:
+@pytest.mark.usefixtures("alone")
+def test_a_part_of_our_latent_with_the_whole_sound_is_refused_by_refine(both: Any) -> None:
     joined = node("LTXVConcatAVLatent", video_latent=["some", 0], audio_latent=["parts", 1])
     prompt = {**SELECTED, "joined": joined, **upsample(["joined", 0]), **finish(["up", 0])}
     assert "video latent frames = 2: must be 3 for 17 frames at 24 frames per second" in both.failure(prompt)
@@ -276,7 +282,8 @@ def patched(kind: str, **settings: Any) -> Prompt:
     return sampled(guider("CFGGuider", "patched", cfg=3.0), patched=node(kind, model=["model", 0], **settings))
 
 
-def test_their_guider_samples_with_our_model(both: Any, host: Any, alone: Latents) -> None:
+@pytest.mark.usefixtures("alone")
+def test_their_guider_samples_with_our_model(both: Any, host: Any) -> None:
     rest = {**upsample(["sampled", 0]), **finish(["up", 0], **FOREIGN)}
     found = run(both, {**sampled(apg(1.0)), **rest}, keep="sampled")
     # With eta 1 and no threshold theirs is plain guidance, which the host has too; one batch there, two calls here
@@ -287,7 +294,8 @@ def test_their_guider_samples_with_our_model(both: Any, host: Any, alone: Latent
     assert same(found, run(host, {**TEXT, **load("sampled"), **rest}), "final")
 
 
-def test_their_per_step_patch_of_our_model_is_followed(both: Any, alone: Latents) -> None:
+@pytest.mark.usefixtures("alone")
+def test_their_per_step_patch_of_our_model_is_followed(both: Any) -> None:
     settings = {"target_mean": 0.25, "target_std": 0.5, "percentile": 100.0, "clip_outliers": False}
     found = run(both, patched("LTXVPerStepStatNormPatcher", factors="1, 1", **settings))
     # The last step ends at what was predicted, which their node has normed over both streams
@@ -341,17 +349,20 @@ REFUSED: dict[str, tuple[Prompt, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_our_model_cannot_follow_is_refused_in_words(both: Any, alone: Latents, name: str) -> None:
+@pytest.mark.usefixtures("alone")
+def test_what_our_model_cannot_follow_is_refused_in_words(both: Any, name: str) -> None:
     prompt, message = REFUSED[name]
     assert message in both.failure(prompt)
 
 
-def test_block_numbers_without_their_guider_change_no_bit(both: Any, host: Any, alone: Latents) -> None:
+@pytest.mark.usefixtures("alone")
+def test_block_numbers_without_their_guider_change_no_bit(both: Any, host: Any) -> None:
     found = run(both, patched("LTXVApplySTG", block_indices="1"))
     assert same(found, run(host, sampled(CFG)), "sampled")
 
 
-def test_their_nodes_work_on_latents_that_are_not_ours(both: Any, alone: Latents) -> None:
+@pytest.mark.usefixtures("alone")
+def test_their_nodes_work_on_latents_that_are_not_ours(both: Any) -> None:
     files = both.run(
         {
             "empty": node("EmptyLTXVLatentVideo", width=64, height=64, length=25, batch_size=1),

@@ -72,18 +72,18 @@ class Agreement:
             for tensor in tensors.values():
                 tensor.copy_(WEIGHTS)
 
-        def build(device: torch.device) -> nn.Module:
+        def build(_device: torch.device) -> nn.Module:
             self.reads.append("vae")
             return nn.Linear(4, 4)
 
-        def merge(module: nn.Module, weights: Mapping[str, Tensor], strengths: Mapping[str, float]) -> None:
+        def merge(_module: nn.Module, weights: Mapping[str, Tensor], _strengths: Mapping[str, float]) -> None:
             for tensor in weights.values():
                 tensor.mul_(2)
 
         def set_adapters(module: nn.Module, strengths: Mapping[str, float]) -> None:
             module.layers[0].strength = strengths["lora"]
 
-        def adapt(module: nn.Module, names: Collection[str]) -> None:
+        def adapt(module: nn.Module, _names: Collection[str]) -> None:
             module.layers[0] = Adapted(module.layers[0])
 
         spec = SwitchableSpec(skeleton, fill, "layers", adapt, set_adapters, merge)

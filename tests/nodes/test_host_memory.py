@@ -43,7 +43,7 @@ class OtherModel:
     def detach(self, unpatch_all: bool = True) -> None:
         self.loaded = self.loaded and not unpatch_all
 
-    def partially_load(self, device: torch.device, extra: float, force_patch_weights: bool) -> None:
+    def partially_load(self, *arguments: Any, **options: Any) -> None:
         self.loaded = True
 
     def __getattr__(self, name: str) -> Any:
@@ -96,7 +96,7 @@ class Management:
         self.unlockable = 0
         return self.TOTAL_PINNED_MEMORY + nbytes <= self.MAX_PINNED_MEMORY
 
-    def get_free_memory(self, device: torch.device) -> int:
+    def get_free_memory(self, _device: torch.device) -> int:
         return self.free
 
     def extra_reserved_memory(self) -> int:

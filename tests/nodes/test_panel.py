@@ -59,7 +59,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 @pytest.fixture
-def panel(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def panel(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:  # noqa: ARG001 - stands in first
     """A panel of its own, told of changes as the host's server would have it."""
     monkeypatch.delitem(sys.modules, "ltx2_two_stage.nodes.panel", raising=False)
     module = importlib.import_module("ltx2_two_stage.nodes.panel")
@@ -137,7 +137,8 @@ def test_a_registered_mode_is_offered_in_its_own_words(
     assert "original, toy." in ask(panel.change_mode, mode="nonsense")[1]["fix"]
 
 
-def test_every_component_of_the_models_is_in_one_row(panel: Any) -> None:
+@pytest.mark.usefixtures("panel")
+def test_every_component_of_the_models_is_in_one_row() -> None:
     module = sys.modules["ltx2_two_stage.nodes.panel"]
     parts = [part for row in module.ROWS.values() for part in row]
     assert sorted(parts) == sorted(
@@ -172,7 +173,8 @@ def test_freed_and_restored_are_how_the_memory_bar_moves(panel: Any, manager: An
     assert (held[1] == 0) == (mode == "original")
 
 
-def test_without_a_gpu_memory_is_the_hosts(panel: Any, manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("manager")
+def test_without_a_gpu_memory_is_the_hosts(panel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = sys.modules["ltx2_two_stage.nodes.panel"]
     monkeypatch.setattr(module, "host_total", lambda: 64 * 10**9)
     monkeypatch.setattr(module, "host_available", lambda: 40 * 10**9)
@@ -211,7 +213,8 @@ def test_a_restore_that_fails_says_so(panel: Any, manager: Any, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("wanted", ["fast", "", None, 3, ["auto"], {"name": "auto"}], ids=str)
-def test_a_mode_that_does_not_exist_is_a_bad_request(panel: Any, manager: Any, wanted: Any) -> None:
+@pytest.mark.usefixtures("manager")
+def test_a_mode_that_does_not_exist_is_a_bad_request(panel: Any, wanted: Any) -> None:
     code, answer = ask(panel.change_mode, mode=wanted)
     assert code == 400 and repr(wanted) in answer["error"] and "snapshot-low" in answer["fix"]
     assert ask(panel.change_mode)[0] == 400

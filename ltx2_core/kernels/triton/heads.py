@@ -15,9 +15,7 @@ from .launch import launched, power_of_2_from
 
 
 @triton.jit
-def _norm_rope_row(
-    x, weight, cos, sin, first, second, table, GROUPS: tl.constexpr, HALF: tl.constexpr, D, eps, ROPE: tl.constexpr
-):
+def _norm_rope_row(x, weight, cos, sin, first, second, table, D, eps, ROPE: tl.constexpr):
     a = tl.load(x + first).to(tl.float32)
     b = tl.load(x + second).to(tl.float32)
     factor = tl.rsqrt((tl.sum(tl.sum(a * a, 1), 0) + tl.sum(tl.sum(b * b, 1), 0)) / D + eps)
@@ -57,9 +55,9 @@ def _norm_rope(
     second = first + HALF
     table = (row // T) * table_batch + (group * T + row % T) * HALF + column
     start = row.to(tl.int64) * D
-    _norm_rope_row(q + start, q_weight, cos, sin, first, second, table, GROUPS, HALF, D, eps, ROPE)
+    _norm_rope_row(q + start, q_weight, cos, sin, first, second, table, D, eps, ROPE)
     if PAIR:
-        _norm_rope_row(k + start, k_weight, cos, sin, first, second, table, GROUPS, HALF, D, eps, ROPE)
+        _norm_rope_row(k + start, k_weight, cos, sin, first, second, table, D, eps, ROPE)
 
 
 def norm_rope_(x: tuple[Tensor, ...], weights: tuple[Tensor, ...], eps: float, rope: Rope | None) -> None:

@@ -204,7 +204,7 @@ def gemma_states(model: nn.Module, prompts: Sequence[Tensor]) -> list[Tensor]:
 
     # The order and the number of transformers' own hidden_states has changed between versions; a layer's input has not.
     def keep(index: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda layer, inputs: write(index, inputs[0])
+        return lambda _layer, inputs: write(index, inputs[0])
 
     handles = [layer.register_forward_pre_hook(keep(i)) for i, layer in enumerate(layers)]
     try:
