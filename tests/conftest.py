@@ -74,7 +74,7 @@ class ComfyUI(NamedTuple):
             capture_output=True,
             text=True,
             cwd=working,
-            timeout=240,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

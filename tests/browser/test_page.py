@@ -90,7 +90,7 @@ def panel_text(page: Page) -> str:
     return str(page.run(f"document.querySelector('{PANEL}').innerText"))
 
 
-def wait_for_panel(page: Page, text: str, seconds: float = 60.0) -> None:
+def wait_for_panel(page: Page, text: str, seconds: float = 240.0) -> None:
     page.wait_for(f"document.querySelector('{PANEL}').innerText.includes({json.dumps(text)})", seconds)
 
 

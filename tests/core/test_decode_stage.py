@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from ltx2_two_stage.ltx2_core.stages.decode import decode_video
 from torch import Tensor
 
 HEIGHT, WIDTH, PIECES, FRAMES = 32, 64, 6, 2
+WAIT_S = 60  # for what comes at once where it comes at all
 
 
 class Decoder:
@@ -78,21 +78,31 @@ def writer(folder: Path, encode: Callable[[], None]) -> Iterator[Mp4Writer]:
 def test_later_pieces_are_decoded_while_the_first_is_encoded(tmp_path: Path) -> None:
     third, waited = threading.Event(), []
     decoder = Decoder(lambda piece: third.set() if piece == 2 else None)
-    with writer(tmp_path, lambda: waited.append(third.wait(20))) as sink:
+    with writer(tmp_path, lambda: waited.append(third.wait(WAIT_S))) as sink:
         decode(decoder, sink)
         sink.close()
     assert waited == [True] * PIECES
 
 
-def test_the_slower_of_decoding_and_encoding_sets_the_time(tmp_path: Path) -> None:
-    """Both sleep, so neither needs the other's core."""
-    nap = 0.15
-    with writer(tmp_path, lambda: time.sleep(nap)) as sink:
-        begin = time.perf_counter()
-        decode(Decoder(lambda _: time.sleep(nap)), sink)
+def test_every_piece_is_encoded_while_the_next_one_is_decoded(tmp_path: Path) -> None:
+    """Neither ends before the other one has begun: so the slower of both sets the time, not their sum."""
+    decoding, encoding = ([threading.Event() for _ in range(PIECES)] for _ in range(2))
+    met: list[bool] = []
+
+    def decoded(piece: int) -> None:
+        decoding[piece].set()
+        met.append(piece == 0 or encoding[piece - 1].wait(WAIT_S))
+
+    def encoded(numbers: Iterator[int]) -> None:
+        piece = next(numbers)
+        encoding[piece].set()
+        met.append(piece == PIECES - 1 or decoding[piece + 1].wait(WAIT_S))
+
+    numbers = iter(range(PIECES))
+    with writer(tmp_path, lambda: encoded(numbers)) as sink:
+        decode(Decoder(decoded), sink)
         sink.close()
-        taken = time.perf_counter() - begin
-    assert taken < 0.8 * 2 * PIECES * nap  # (PIECES + 1) naps and what the little work takes
+    assert met == [True] * 2 * PIECES
 
 
 def test_frames_stay_as_they_came() -> None:

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -75,16 +74,13 @@ def left(target: Path) -> Path:
 def test_a_stopped_download_ends_at_once_and_the_next_one_goes_on(hub: Any, target: Path) -> None:
     hub.pause = 1.0
 
-    stopped = []
-
     def stop(_nbytes: int) -> None:
         if (left(target) / "partial").exists():
-            stopped.append(time.monotonic())
             raise Stopped
 
     with pytest.raises(Stopped):
         fetch(REPOSITORY, PATH, len(DATA), target, stop)
-    assert time.monotonic() - stopped[0] < 10, "the whole file takes 12 s"
+    assert (left(target) / "partial").stat().st_size < len(DATA) / 2, "the rest was not waited for"
     assert list(target.parent.iterdir()) == [left(target)], "nothing under its name"
     hub.pause = 0.0
     fetch(REPOSITORY, PATH, len(DATA), target, nothing)
@@ -283,7 +279,7 @@ def test_the_process_ends_with_its_parent(hub: Any, tmp_path: Path) -> None:
     process = download_process._start(REPOSITORY, PATH, staging)
     assert process.stdin is not None
     process.stdin.close()  # as when the parent dies
-    assert process.wait(30) != 0
+    assert process.wait(120) != 0
     download_process._end(process)
 
 

@@ -201,7 +201,8 @@ def test_gates_of_fp8_tokens(monkeypatch: pytest.MonkeyPatch, tokens: int) -> No
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
 def test_a_guided_step(monkeypatch: pytest.MonkeyPatch, image: bool, generation: Literal["2.0", "2.3"]) -> None:
     """A whole step with four passes, of which one branches off and one leaves the exchange out."""
-    stage = build_stage(tiny_transformer(generation))
+    # Two frames, of which the image is one, and a block before the one that the passes branch off at
+    stage = build_stage(tiny_transformer(generation, 2), grid=(2, 1, 2), audio_frames=2, text_tokens=3)
     stage = stage.with_image() if image else stage
     found = stage.guided(standard_guidance(1))(stage.video, stage.audio, 0.7, 0)
     monkeypatch.delenv("TRITON_INTERPRET")

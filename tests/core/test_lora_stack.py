@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lora_stacks import MODES, Texts, add, differences, open_models, open_pipeline, request_for, run, stack, write_other
+from lora_stacks import (
+    MODES,
+    Latents,
+    Texts,
+    add,
+    differences,
+    open_models,
+    open_pipeline,
+    request_for,
+    run,
+    stack,
+    write_other,
+)
 from ltx2_two_stage.device_manager.manager import DeviceManager
 from ltx2_two_stage.ltx2_core.errors import CheckpointError, SettingError
 from ltx2_two_stage.ltx2_core.loading import model_set
@@ -19,6 +32,7 @@ from ltx2_two_stage.ltx2_core.loading.lora_file import LoRAFile
 from ltx2_two_stage.ltx2_core.loading.model_set import LoRASource, ModelSet
 from ltx2_two_stage.ltx2_core.loading.synthetic import TinyFiles, write_tiny
 from ltx2_two_stage.ltx2_core.models.text.gemma import GemmaSource
+from ltx2_two_stage.ltx2_core.pipeline import Pipeline
 from ltx2_two_stage.ltx2_core.types import Component
 from safetensors.torch import load_file, save_file
 
@@ -37,14 +51,34 @@ def other(tiny: TinyFiles) -> Path:
 
 
 @pytest.fixture(scope="module")
-def texts(tiny: TinyFiles) -> Texts:
-    return open_pipeline(tiny, "original").encode_prompt(request_for("two-stage"))
+def loaded(tiny: TinyFiles) -> Callable[[str], Pipeline]:
+    """A pipeline of each device mode, without LoRAs: what one test loaded serves the next one."""
+    return cache(lambda mode: open_pipeline(tiny, mode))
+
+
+@pytest.fixture(scope="module")
+def texts(loaded: Callable[[str], Pipeline]) -> Texts:
+    return loaded("original").encode_prompt(request_for("two-stage"))
+
+
+@pytest.fixture(scope="module")
+def fresh(tiny: TinyFiles, texts: Texts) -> Callable[..., Latents]:
+    """Latents of a pipeline that is opened with these LoRAs; a stack is run once for all modes that merge."""
+    return cache(lambda mode, *loras: run(open_pipeline(tiny, mode, *loras), texts))
+
+
+@pytest.fixture(scope="module")
+def stacked(tiny: TinyFiles, other: Path) -> Callable[[str], Pipeline]:
+    """A pipeline of each device mode that is opened with the stack."""
+    return cache(lambda mode: open_pipeline(tiny, mode, *stack(tiny, other)))
 
 
 @pytest.mark.parametrize("preset", ["two-stage", "hq", "distilled", "one-stage"])
-def test_every_device_mode_gives_the_same_latents(tiny: TinyFiles, other: Path, texts: Texts, preset: str) -> None:
-    results = {mode: run(open_pipeline(tiny, mode, *stack(tiny, other)), texts, preset) for mode in MODES}
-    plain = run(open_pipeline(tiny, "original"), texts, preset)
+def test_every_device_mode_gives_the_same_latents(
+    stacked: Callable[[str], Pipeline], loaded: Callable[[str], Pipeline], texts: Texts, preset: str
+) -> None:
+    results = {mode: run(stacked(mode), texts, preset) for mode in MODES}
+    plain = run(loaded("original"), texts, preset)
     assert min(differences(results["resident"], plain).values()) > 1e-2, "the LoRAs must matter"
     for mode in ("snapshot", "snapshot-low"):
         assert not any(differences(results["resident"], results[mode]).values()), mode
@@ -52,8 +86,10 @@ def test_every_device_mode_gives_the_same_latents(tiny: TinyFiles, other: Path, 
 
 
 @pytest.mark.parametrize("mode", ["original", "resident"])  # the others give resident's latents
-def test_a_lora_acts_in_its_stage_alone(tiny: TinyFiles, texts: Texts, mode: str) -> None:
-    pipeline = open_pipeline(tiny, mode)
+def test_a_lora_acts_in_its_stage_alone(
+    tiny: TinyFiles, loaded: Callable[[str], Pipeline], texts: Texts, mode: str
+) -> None:
+    pipeline = loaded(mode)
     plain, first, second, both = (
         run(add(pipeline, *loras), texts)
         for loras in (
@@ -70,14 +106,20 @@ def test_a_lora_acts_in_its_stage_alone(tiny: TinyFiles, texts: Texts, mode: str
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_changed_stacks_equal_freshly_opened_ones(tiny: TinyFiles, other: Path, texts: Texts, mode: str) -> None:
+def test_changed_stacks_equal_freshly_opened_ones(
+    tiny: TinyFiles,
+    other: Path,
+    loaded: Callable[[str], Pipeline],
+    fresh: Callable[..., Latents],
+    texts: Texts,
+    mode: str,
+) -> None:
     """One loaded transformer after another stack, and after a stack that is gone: not one bit is left of those."""
-    loaded = open_pipeline(tiny, mode)
+    opened = "original" if mode == "original" else "resident"  # whose latents those of all other modes are
     style, extra = LoRASource(tiny.lora, 0.7), LoRASource(other, 0.3, "1")
     for loras in ((style,), (style, extra), (), (extra, replace(style, strength=-0.2))):
-        changed = run(add(loaded, *loras), texts)
-        fresh = run(open_pipeline(tiny, mode, *loras), texts)
-        assert not any(differences(changed, fresh).values()), loras
+        changed = run(add(loaded(mode), *loras), texts)
+        assert not any(differences(changed, fresh(opened, *loras)).values()), loras
 
 
 @pytest.fixture
@@ -122,8 +164,10 @@ def test_a_change_reads_neither_the_checkpoint_nor_the_prompt_again(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_base_weights_stay_those_of_the_file(tiny: TinyFiles, other: Path, texts: Texts, mode: str) -> None:
-    pipeline = open_pipeline(tiny, mode)
+def test_the_base_weights_stay_those_of_the_file(
+    tiny: TinyFiles, other: Path, loaded: Callable[[str], Pipeline], texts: Texts, mode: str
+) -> None:
+    pipeline = loaded(mode)
     for loras in (stack(tiny, other), (LoRASource(other, 2.0),), ()):
         run(add(pipeline, *loras), texts)
     manager, models = pipeline.residency, pipeline.models
@@ -153,14 +197,15 @@ def test_a_lora_cannot_be_added_that_does_not_fit(tiny: TinyFiles, tmp_path: Pat
     assert models.loras == before
 
 
-def test_a_file_that_changed_is_another_lora(tiny: TinyFiles, texts: Texts, tmp_path: Path) -> None:
+def test_a_file_that_changed_is_another_lora(
+    tiny: TinyFiles, loaded: Callable[[str], Pipeline], texts: Texts, tmp_path: Path
+) -> None:
     path = tmp_path / "style.safetensors"
     tensors = load_file(tiny.lora)
     save_file(tensors, path)
-    loaded = open_pipeline(tiny, "resident")
-    before = run(add(loaded, LoRASource(path)), texts)
+    before = run(add(loaded("resident"), LoRASource(path)), texts)
     save_file({key: -tensor if ".lora_A." in key else tensor for key, tensor in tensors.items()}, path, {"again": "1"})
-    after = run(add(loaded, LoRASource(path)), texts)
+    after = run(add(loaded("resident"), LoRASource(path)), texts)
     assert not torch.equal(before["stage1_video"], after["stage1_video"])
     assert not any(differences(after, run(open_pipeline(tiny, "resident", LoRASource(path)), texts)).values())
 

@@ -384,23 +384,27 @@ def test_chunks_in_flight_are_bounded(tmp_path: Path, monkeypatch: pytest.Monkey
     gate, encode = threading.Event(), writer._encoder.frames
 
     def held(*args: Any) -> None:
-        gate.wait(10)
+        gate.wait(60)
         encode(*args)
 
     monkeypatch.setattr(writer._encoder, "frames", held)
-    handed = []
+    handed: list[int] = []
+    two = threading.Event()
 
     def produce() -> None:
         for index in range(4):
             writer.frames(clip(2))
             handed.append(index)
+            if len(handed) == 2:
+                two.set()
 
     producer = threading.Thread(target=produce)
     producer.start()
-    producer.join(0.5)
+    assert two.wait(60)
+    producer.join(0.2)
     assert len(handed) == 2  # one is being encoded, one waits; the third call blocks
     gate.set()
-    producer.join(10)
+    producer.join(60)
     with av.open(str(writer.close())) as container:
         assert container.streams.video[0].frames == 8
 

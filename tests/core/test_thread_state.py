@@ -46,7 +46,7 @@ def test_modules_of_other_threads_keep_their_weights_while_a_lora_is_injected(lo
             time.sleep(0.0002)
 
     def adapt() -> None:
-        begun.wait(10)
+        begun.wait(60)
         for _ in range(4):
             inject(model(), [("one", lora), ("two", lora)])
 
@@ -85,12 +85,12 @@ def test_a_mode_is_one_threads_own_in_whatever_order_threads_leave(
     def stay() -> None:
         with mode():
             inside.set()
-            leave.wait(10)
+            leave.wait(60)
 
     before = switches()
     thread = threading.Thread(target=stay)
     thread.start()
-    inside.wait(10)
+    inside.wait(60)
     seen.append(nn.Linear(2, 2).weight.device.type)
     with mode():
         seen.append(switches())

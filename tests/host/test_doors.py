@@ -21,7 +21,7 @@ JSON = "application/json"
 def post(host: Any, path: str, body: bytes, kind: str | None = JSON) -> tuple[int, Any]:
     request = urllib.request.Request(host.url + path, body, {} if kind is None else {"Content-Type": kind})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as refusal:
         return refusal.code, json.loads(refusal.read())

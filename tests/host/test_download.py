@@ -110,7 +110,7 @@ def test_an_interrupt_stops_a_download_and_the_next_one_goes_on(host: Any, hub: 
     hub.pause = 2.0
     before = sorted(checkpoints(host).iterdir())
     running = host.queue(download(True))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not any(path.endswith(f"resolve/{hub.commit}/{NAME}") for path in hub.asked) and time.monotonic() < deadline:
         time.sleep(0.1)
     part = checkpoints(host) / f".{NAME}.download" / "partial"
@@ -118,11 +118,10 @@ def test_an_interrupt_stops_a_download_and_the_next_one_goes_on(host: Any, hub: 
         time.sleep(0.1)
     assert sorted(checkpoints(host).iterdir()) != before, "it is under way, beside its place"
     assert NAME not in listed(host)
-    begun = time.monotonic()
     host.post("/interrupt", {})
     status = host.wait(running)["status"]
     assert "execution_interrupted" in dict(status["messages"])
-    assert time.monotonic() - begun < 8, "the file takes 16 s"
+    assert part.stat().st_size < len(DATA), "the rest was not waited for"
     assert {path.name for path in checkpoints(host).iterdir()} - {path.name for path in before} == {f".{NAME}.download"}
     assert NAME not in listed(host)
     hub.pause = 0.0

@@ -61,7 +61,7 @@ def placed(host: Any, tmp_path_factory: pytest.TempPathFactory) -> None:
 def served(host: Any, path: str) -> bytes | None:
     """What the host answers; None where it has nothing there."""
     try:
-        with urllib.request.urlopen(host.url + path, timeout=30) as answer:
+        with urllib.request.urlopen(host.url + path, timeout=120) as answer:
             body: bytes = answer.read()
             return body
     except urllib.error.HTTPError:
@@ -71,7 +71,7 @@ def served(host: Any, path: str) -> bytes | None:
 def script(host: Any, *words: str) -> subprocess.CompletedProcess[str]:
     """The documented way of running a workflow without a page, with nothing but the standard library (-I -S)."""
     command = [sys.executable, "-I", "-S", str(SCRIPT), "--host", host.url, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_the_template_browser_lists_the_workflows_and_not_their_api_form(host: Any) -> None:
@@ -177,10 +177,10 @@ def test_stopping_the_script_stops_the_run(host: Any) -> None:
     with running:
         assert running.stdout and running.stderr
         number = running.stdout.readline().removeprefix("queued ").strip()
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 240
         while not host.get("/queue")["queue_running"] and time.monotonic() < limit:
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
-        assert running.wait(60) == 1
+        assert running.wait(240) == 1
         assert running.stderr.read() == "Stopped.\n"
     assert "execution_interrupted" in dict(host.wait(number)["status"]["messages"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from host_graphs import RECIPE, Prompt, loader, node, save_latent
 
@@ -20,7 +20,7 @@ from graphs import FEW, LONGEST_SECONDS, hostile, problem_of, problem_of_refusal
 
 pytestmark = [pytest.mark.host, pytest.mark.xdist_group("host")]
 
-RUN_SECONDS = 20.0  # of a whole one, on two busy cores
+RUN_SECONDS = 20.0  # of the host's processor, for a whole run
 COUNT = int(os.environ.get("HOSTILE_GRAPHS", FEW))
 SIZE: dict[str, Any] = {"width": 64, "height": 64, "frames": 9, "fps": 24.0, "seed": 3, "steps": 1}
 
@@ -73,18 +73,24 @@ def sent(host: Any, prompt: Prompt) -> tuple[int, Any]:
     data = json.dumps({"prompt": prompt, "client_id": uuid.uuid4().hex}).encode()
     request = urllib.request.Request(host.url + "/prompt", data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as refusal:
         text = refusal.read()
         return refusal.code, json.loads(text) if text.startswith(b"{") else text
 
 
+def busy(host: Any) -> float:
+    """Seconds of processor time that the host has used."""
+    times = psutil.Process(host.process.pid).cpu_times()
+    return float(times.user + times.system)
+
+
 def test_each_is_refused_with_words_or_runs(host: Any) -> None:
     host.run(base())  # what is loaded once is no part of a graph's time
     problems, refused, failed, slowest = [], 0, 0, 0.0
     for what, prompt in hostile(base(), COUNT):
-        logged, begun = len(host.log), time.monotonic()
+        logged, begun = len(host.log), busy(host)
         status, answer = sent(host, prompt)
         if status == 200:
             entry = host.wait(answer["prompt_id"])
@@ -95,7 +101,7 @@ def test_each_is_refused_with_words_or_runs(host: Any) -> None:
             problem = problem_of_refusal(answer)
             if status >= 500 and "ltx2-two-stage" in host.log[logged:]:
                 problem = f"status {status}\n{host.log[logged:][-1500:]}"
-        seconds = time.monotonic() - begun
+        seconds = busy(host) - begun
         slowest = max(slowest, seconds)
         if problem is None and seconds > (RUN_SECONDS if status == 200 else LONGEST_SECONDS):
             problem = f"it took {seconds:.1f} s"

@@ -62,7 +62,7 @@ def test_the_contract_holds_with_the_real_memory_manager(comfyui: Any, tmp_path:
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "FAILED" not in done.stdout, done.stdout + done.stderr
@@ -119,7 +119,7 @@ def test_free_takes_our_memory_between_runs_and_the_next_run_is_the_same(
     assert held > 0 and entries == 1
     opened = host.log.count("opened the models")
     host.post("/free", body)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while books(host)[0] and time.monotonic() < deadline:
         time.sleep(0.1)
     assert books(host) == (0, 0)

@@ -64,7 +64,7 @@ def test_help_pages_say_what_the_schemas_say(info: dict[str, Any]) -> None:
 
 def fetched(url: str) -> bytes | None:
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=120) as answer:
             body: bytes = answer.read()
             return body
     except urllib.error.HTTPError:

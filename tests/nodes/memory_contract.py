@@ -188,7 +188,7 @@ def check_a_run_keeps_its_memory_whoever_asks(host: Agreement) -> None:
         host.management.load_models_gpu([entry])
         thread = threading.Thread(target=host.management.unload_all_models)
         thread.start()
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive(), "the host waits for the run"
         assert manager.device_bytes == held
         assert entry.partially_unload(CPU, 1) == 0
