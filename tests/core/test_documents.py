@@ -14,7 +14,12 @@ from ltx2_two_stage.ltx2_core.recipes import RECIPE_NAMES, REVISIONS, SAMPLERS
 from ltx2_two_stage.terminal.arguments import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks" / "LOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
