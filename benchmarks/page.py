@@ -1,7 +1,7 @@
-"""The tables of ``docs/performance.md``, made from the figures in ``benchmarks/results``.
+"""The tables of ``docs/performance.md`` and ``benchmarks/LOG.md``, made from the figures in ``benchmarks/results``.
 
-``python -m ltx2_two_stage.benchmarks.page`` writes them into the page, between the marks that name them; a test
-compares the page with what this makes. Figures of one benchmark may lie in several files: of two rows for the same
+``python -m ltx2_two_stage.benchmarks.page`` writes them into the pages, between the marks that name them; a test
+compares the pages with what this makes. Figures of one benchmark may lie in several files: of two rows for the same
 thing the one in the file whose name sorts last counts.
 """
 
@@ -19,7 +19,8 @@ from .shapes import SHAPES
 from .synthetic_models import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
-PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "LOG.md")
+RESULTS = ROOT / "benchmarks" / "results"
 NOT_MEASURED = "Not measured yet."
 _SWEPT = ("sizes", "lengths")
 _SECTION = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -300,9 +301,11 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 
 
 def main() -> None:
-    """Writes the tables into the page."""
-    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8"), read_results()), encoding="utf-8")
-    sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
+    """Writes the tables into the pages."""
+    results = read_results()
+    for page in PAGES:
+        page.write_text(rendered(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+        sys.stdout.write(f"{page.relative_to(ROOT)}\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which mode a run gets: arithmetic on bytes, without a device.
 
-Times that order the modes are of one H200 and the full-size DiT in bf16 (docs/device-modes.md).
+Times that order the modes are of one H200 and the full-size DiT in bf16 (benchmarks/LOG.md).
 """
 
 from __future__ import annotations

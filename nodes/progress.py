@@ -28,7 +28,7 @@ LABELS = {
 }
 _UNITS = {"stage_1": "steps", "stage_2": "steps", "decode": "frames"}
 
-# Parts of a whole run by time (one H200, 768x512x121, `two-stage`, docs/device-modes.md), so that the one bar of a node
+# Parts of a whole run by time (one H200, 768x512x121, `two-stage`, benchmarks/LOG.md), so that the one bar of a node
 # with several stages moves evenly
 SHARES = {"text": 2.0, "stage_1": 70.0, "upsample": 1.0, "stage_2": 15.0, "decode": 12.0}
 

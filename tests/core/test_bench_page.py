@@ -1,4 +1,4 @@
-"""``docs/performance.md`` says what the figures in ``benchmarks/results`` say."""
+"""``docs/performance.md`` and ``benchmarks/LOG.md`` say what the figures in ``benchmarks/results`` say."""
 
 from __future__ import annotations
 
@@ -23,15 +23,21 @@ SMALL = VideoSize(9, 64, 128)
 MACHINE = {"gpu": "a GPU", "torch": "2.11", "python": "3.12"}
 
 
-def test_the_page_shows_what_was_measured() -> None:
-    text = page.PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.name)
+def test_the_pages_show_what_was_measured(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     again = page.rendered(text, page.read_results())
     assert text == again, "run python -m ltx2_two_stage.benchmarks.page"
 
 
-def test_the_page_has_every_table_once() -> None:
-    named = re.findall(r"<!-- table: ([\w-]+) -->", page.PAGE.read_text(encoding="utf-8"))
+def test_the_pages_have_every_table_once() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in page.PAGES]
+    named = [name for text in texts for name in re.findall(r"<!-- table: ([\w-]+) -->", text)]
     assert sorted(named) == sorted(page.TABLES)
+
+
+def test_the_page_of_results_is_short() -> None:
+    assert len(page.PAGES[0].read_text(encoding="utf-8").splitlines()) <= 140
 
 
 def test_a_table_that_nobody_makes() -> None:
