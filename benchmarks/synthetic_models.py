@@ -26,12 +26,12 @@ from ..ltx2_core.loading.synthetic import (
     full_size_upsampler_config,
     tiny_config,
     tiny_upsampler_config,
+    upsampler_of,
 )
 from ..ltx2_core.models.audio_vae import AudioVAEConfig
 from ..ltx2_core.models.scaled_linear import scale_layers
 from ..ltx2_core.models.text.config import TextConfig
 from ..ltx2_core.models.transformer.config import TransformerConfig
-from ..ltx2_core.models.upsampler import UpsamplerConfig, UpsamplerKind
 from ..ltx2_core.models.video_vae import VideoVAEConfig
 from ..ltx2_core.models.vocoder import VocoderConfig
 from ..ltx2_core.recipes import UNKNOWN
@@ -214,16 +214,11 @@ class SyntheticModels:
         return module
 
     def _empty(self, component: Component) -> nn.Module:
-        row = COMPONENTS[component]
         if component is Component.UPSAMPLER:
-            return row.make(_upsampler_config(self.generation, self.tiny))
+            described = tiny_upsampler_config if self.tiny else full_size_upsampler_config
+            return upsampler_of(described(self.generation))
+        row = COMPONENTS[component]
         return row.make(row.read(self.metadata, {}))
-
-
-def _upsampler_config(generation: Variant, tiny: bool) -> UpsamplerConfig:
-    config = tiny_upsampler_config(generation) if tiny else full_size_upsampler_config(generation)
-    kind = UpsamplerKind.X2_RATIONAL if config["rational_resampler"] else UpsamplerKind.X2
-    return UpsamplerConfig(kind, config["in_channels"], config["mid_channels"], config["num_blocks_per_stage"])
 
 
 def _gemma(device: torch.device, width: int) -> nn.Module:

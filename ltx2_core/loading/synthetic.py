@@ -18,7 +18,7 @@ from ..kernels.quantise import FP8, FP8_MAX
 from ..models.audio_vae.decoder import AudioDecoder
 from ..models.audio_vae.encoder import AudioEncoder
 from ..models.meta_device import OnMeta
-from ..models.upsampler import LatentUpsampler, UpsamplerConfig, UpsamplerKind
+from ..models.upsampler import UpsamplerConfig, UpsamplerKind
 from ..models.video_vae.config import ResampleStage
 from ..models.video_vae.decoder import VideoDecoder
 from ..models.video_vae.encoder import VideoEncoder
@@ -47,6 +47,7 @@ __all__ = [
     "full_size_upsampler_config",
     "tiny_config",
     "tiny_upsampler_config",
+    "upsampler_of",
     "write_tiny",
 ]
 
@@ -162,7 +163,9 @@ def _write(
     if fp8:
         tensors = _with_fp8(tensors, config["transformer"]["num_layers"])
     _save(files.checkpoint, tensors, DTYPES[dtype], version, config)
-    upsampler = _build_upsampler(upsampler_config, generator)
+    with OnMeta():
+        upsampler = upsampler_of(upsampler_config)
+    fill_random_(upsampler, generator)
     _save(files.upsampler, upsampler.state_dict(), DTYPES[dtype], version, upsampler_config)
     _save(files.distilled_lora, _lora(parts.transformer, DISTILLED_EFFECT, generator), DTYPES[dtype], version)
     _save(files.lora, _lora(parts.transformer, USER_EFFECT, generator), DTYPES[dtype], version)
@@ -200,12 +203,11 @@ def _make(component: Component, config: JSON, projection_inputs: int) -> Any:
     return row.make(row.read(config, {"aggregate_embed.weight": (0, projection_inputs)}))
 
 
-def _build_upsampler(config: JSON, generator: torch.Generator) -> nn.Module:
+def upsampler_of(config: JSON) -> nn.Module:
+    """The x2 upsampler that a description asks for, on the default device. A file tells its sizes by its tensors."""
     kind = UpsamplerKind.X2_RATIONAL if config["rational_resampler"] else UpsamplerKind.X2
     sizes = (config[key] for key in ("in_channels", "mid_channels", "num_blocks_per_stage"))
-    with OnMeta():
-        upsampler = LatentUpsampler(UpsamplerConfig(kind, *sizes))
-    return fill_random_(upsampler, generator)
+    return COMPONENTS[Component.UPSAMPLER].make(UpsamplerConfig(kind, *sizes))
 
 
 @torch.no_grad()
