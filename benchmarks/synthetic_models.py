@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ltx2_core.components import COMPONENTS, weight_dtype
+from ..ltx2_core.components import COMPONENTS, PARTS, weight_dtype
 from ..ltx2_core.kernels.quantise import FP8, Quantised, quantise_rows
 from ..ltx2_core.loading.lora import LoRAWeights, inject, linear_layers
 from ..ltx2_core.loading.precision import quantisable
@@ -33,7 +33,6 @@ from ..ltx2_core.models.scaled_linear import scale_layers
 from ..ltx2_core.models.text.config import TextConfig
 from ..ltx2_core.models.transformer.config import TransformerConfig
 from ..ltx2_core.models.video_vae import VideoVAEConfig
-from ..ltx2_core.models.vocoder import VocoderConfig
 from ..ltx2_core.recipes import UNKNOWN
 from ..ltx2_core.types import AudioGeometry, Component, Phase, ScaleFactors
 
@@ -105,11 +104,11 @@ class SyntheticModels:
         self._maker = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._pools: dict[torch.device, Tensor] = {}
         self._shapes: dict[str, tuple[int, int]] = {}
-        self.transformer = TransformerConfig.from_metadata(config)
-        self.text = TextConfig.from_metadata(config)
-        self.video_vae = VideoVAEConfig.from_metadata(config)
-        self.audio_vae = AudioVAEConfig.from_metadata(config)
-        self.vocoder = VocoderConfig.from_metadata(config)
+        self._configs = {component: COMPONENTS[component].read(config, {}) for component in PARTS}
+        self.transformer: TransformerConfig = self._configs[Component.TRANSFORMER]
+        self.text: TextConfig = self._configs[Component.TEXT_CONNECTOR]
+        self.video_vae: VideoVAEConfig = self._configs[Component.VIDEO_DECODER]
+        self.audio_vae: AudioVAEConfig = self._configs[Component.AUDIO_DECODER]
         self.file_names: Mapping[str, str] = {"models": f"full-size {generation}, random weights (seed {seed})"}
 
     @property
@@ -217,8 +216,7 @@ class SyntheticModels:
         if component is Component.UPSAMPLER:
             described = tiny_upsampler_config if self.tiny else full_size_upsampler_config
             return upsampler_of(described(self.generation))
-        row = COMPONENTS[component]
-        return row.make(row.read(self.metadata, {}))
+        return COMPONENTS[component].make(self._configs[component])
 
 
 def _gemma(device: torch.device, width: int) -> nn.Module:
